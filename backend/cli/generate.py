@@ -1,0 +1,105 @@
+"""``python -m backend generate``: answers of any mix of variants to one prompt or a prompt set.
+
+Rows that the store already has, from the same weights, are not answered again, so a killed run goes on where it was.
+"""
+
+import argparse
+from pathlib import Path
+
+from backend.cli.output import ProgressLine, format_seconds, print_json, say
+from backend.errors import InputError
+from backend.generation.records import Rollout, Sampling
+from backend.generation.service import ModelService
+from backend.models.fingerprint import remembered_fingerprint
+from backend.models.registry import load_registry
+from backend.models.sources import adapter_folder, base_folder
+from backend.studies import compare, store
+from backend.studies.provenance import provenance
+from backend.text.prompts import Prompt, PromptSet, load_prompt_set
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--variant", action="append", required=True, help="base, an organism or a model; give it several times")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--prompt", help="one prompt")
+    what.add_argument("--prompts", help="a shipped prompt set or a file of prompts")
+    parser.add_argument("--system", default="", help="a system prompt for all")
+    parser.add_argument("--max-new-tokens", type=int, default=128)
+    parser.add_argument("--temperature", type=float, default=1.0)
+    parser.add_argument("--samples", type=int, default=1, help="answers to each prompt")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--save", action="store_true", help="keep the answers in the store, batch by batch; go on after a kill")
+    parser.add_argument("--out", type=Path, help="with --save: write all answers as one run into this folder as well")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(options: argparse.Namespace) -> int:
+    prompt_set = load_prompt_set(options.prompts) if options.prompts else PromptSet("", "", (Prompt("", options.prompt),))
+    if options.out and not options.save:
+        raise InputError("--out needs --save.")
+    comparison = compare.Comparison(
+        variants=tuple(options.variant),
+        prompts=prompt_set.prompts,
+        system=options.system,
+        sampling=Sampling(temperature=options.temperature, max_new_tokens=options.max_new_tokens),
+        samples=options.samples,
+        seed=options.seed,
+    )
+    registry = load_registry()
+    rows = compare.first_rows(comparison)
+    keys = [row.key(registry.resolve(row.variant)[0].key) for row in rows]
+    known = _stored_and_current(keys, registry) if options.save else {}
+    missing = [row for row, key in zip(rows, keys, strict=True) if key not in known]
+    if known:
+        say(f"{len(known)} of {len(rows)} answers are in the store already.")
+    about = {"prompt_set": {"name": prompt_set.name, "sha256": prompt_set.sha256, "n": len(prompt_set.prompts)}} if options.prompts else {}
+    stopped = False
+    if missing:
+        service = ModelService()
+        job = compare.start(service, missing, keep=about) if options.save else service.submit(missing)
+        line = ProgressLine()
+        try:
+            while not job.wait(0.2):
+                line.show(f"{job.state}: {job.n_done} of {len(job.rows)} answers, {job.n_tokens} tokens, {format_seconds(job.seconds_left)} left")
+        except KeyboardInterrupt:
+            job.cancel()
+            job.wait()
+        line.end()
+        stopped = job.state == "stopped"
+        if job.message:
+            say(job.message)
+        if job.state == "failed":
+            return 1
+        known |= {r.key: r for r in job.rollouts}
+    rollouts = [known[key] for key in keys if key in known]
+    if options.out and not stopped:
+        store.save(rollouts, provenance() | compare.describe(rollouts) | about, name=options.out.name, root=options.out.parent)
+    if options.json:
+        print_json([r.as_json() for r in rollouts])
+    else:
+        _print_answers(rollouts)
+    return 130 if stopped else 0
+
+
+def _stored_and_current(keys: list[str], registry) -> dict[str, Rollout]:
+    """Stored rows that today's weights made."""
+    found = {}
+    current: dict[str, tuple[str, str]] = {}
+    for key, stored in store.find(keys).items():
+        rollout = stored.rollout
+        if rollout.variant not in current:
+            base, organism = registry.resolve(rollout.variant)
+            adapter = remembered_fingerprint(adapter_folder(organism)) if organism else ""
+            current[rollout.variant] = (remembered_fingerprint(base_folder(base)), adapter)
+        if current[rollout.variant] == (rollout.base_fingerprint, rollout.adapter_fingerprint):
+            found[key] = rollout
+    return found
+
+
+def _print_answers(rollouts: list[Rollout]) -> None:
+    prompt = None
+    for rollout in rollouts:
+        if rollout.prompt != prompt:
+            prompt = rollout.prompt
+            print(f"\n> {prompt}")
+        print(f"\n[{rollout.variant}] ({len(rollout.answer_ids)} tokens, {rollout.finish_reason}, {rollout.tokens_per_second:.1f} tokens/s)\n{rollout.answer}")

@@ -1,0 +1,42 @@
+"""The parser: each command's module adds its own arguments and is imported only when it runs."""
+
+import argparse
+import importlib
+import sys
+
+from backend.errors import BackendError
+
+COMMANDS = {
+    "models": "list base models, fetch or add one",
+    "organisms": "list organisms; add, fetch or remove one",
+    "generate": "answer prompts with any mix of variants",
+    "train": "fine-tune a LoRA organism on chat rows",
+    "doctor": "say what works on this machine",
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; the exit code is 0, 1 for a fault that was told, 130 for an interrupt."""
+    given = sys.argv[1:] if arguments is None else arguments
+    parser = argparse.ArgumentParser(prog="python -m backend", description="PersonaScope: explore misaligned personas in language models.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    chosen = next((a for a in given if a in COMMANDS), None)
+    module = None
+    for name, what in COMMANDS.items():
+        command = commands.add_parser(name, help=what, description=what[0].upper() + what[1:] + ".")
+        if name == chosen:
+            module = importlib.import_module(f"backend.cli.{name}")
+            module.add_arguments(command)
+    options = parser.parse_args(given)
+    try:
+        return module.run(options) or 0
+    except BackendError as fault:
+        print(f"{fault}", file=sys.stderr)
+        if command := getattr(fault, "command", ""):
+            print(f"Run: {command}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("Stopped.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 0

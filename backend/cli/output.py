@@ -1,0 +1,55 @@
+"""What commands print: results on standard output (text or JSON), progress and faults on standard error."""
+
+import json
+import sys
+import time
+from typing import Any
+
+
+def print_json(value: Any) -> None:
+    json.dump(value, sys.stdout, ensure_ascii=False, indent=2)
+    sys.stdout.write("\n")
+
+
+def print_table(rows: list[dict[str, Any]]) -> None:
+    """Columns under their names, as wide as needed."""
+    if not rows:
+        return
+    cells = [list(rows[0])] + [[str(v) for v in row.values()] for row in rows]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
+    for line in cells:
+        print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def say(sentence: str) -> None:
+    """A sentence on progress."""
+    print(sentence, file=sys.stderr, flush=True)
+
+
+def format_seconds(seconds: float | None) -> str:
+    """Such as "3 min 20 s"; "?" for None."""
+    if seconds is None:
+        return "?"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+class ProgressLine:
+    """One line that is rewritten on a terminal; elsewhere a line every ten seconds."""
+
+    def __init__(self) -> None:
+        self._terminal = sys.stderr.isatty()
+        self._last = 0.0
+
+    def show(self, text: str) -> None:
+        now = time.monotonic()
+        if self._terminal:
+            print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+        elif now - self._last >= 10:
+            self._last = now
+            say(text)
+
+    def end(self) -> None:
+        if self._terminal:
+            print(file=sys.stderr)

@@ -1,0 +1,1 @@
+"""Answers: rows of any mix of variants in, streamed rollouts out."""

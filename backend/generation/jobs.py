@@ -1,0 +1,136 @@
+"""Jobs: requests with an unguessable id that go on while pages come and go, and a table of them."""
+
+import secrets
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from backend.generation.records import FinishReason, Rollout, Row
+from backend.models.records import BaseModel, Organism
+
+JobState = Literal["queued", "loading", "running", "done", "stopped", "failed"]
+_KEEP = 200  # finished jobs in the table
+_KEEP_SECONDS = 3600.0
+
+
+@dataclass(slots=True)
+class RowProgress:
+    """One row of a job, as far as it has come. Written by the worker, read by pages."""
+
+    row: Row
+    base: BaseModel
+    organism: Organism | None
+    prompt_ids: tuple[int, ...]
+    answer_ids: list[int] = field(default_factory=list)
+    text: str = ""
+    finish_reason: FinishReason | None = None
+    started: float | None = None
+    ended: float | None = None
+    rollout: Rollout | None = None
+    """The finished row, scored; None until then and for rows that were stopped before they began."""
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Of this row, from the start of its batch; 0 before the first token."""
+        if self.started is None or not self.answer_ids:
+            return 0.0
+        return len(self.answer_ids) / max(1e-9, (self.ended or time.monotonic()) - self.started)
+
+
+class Job:
+    """One request for answers."""
+
+    def __init__(self, rows: Sequence[RowProgress], on_rollouts: Callable[[list[Rollout]], None] | None) -> None:
+        self.id = secrets.token_urlsafe(16)
+        self.rows = list(rows)
+        self.state: JobState = "queued"
+        self.message = ""
+        """Why it failed, or a warning beside good answers."""
+        self.created = time.monotonic()
+        self.started: float | None = None
+        self.ended: float | None = None
+        self._on_rollouts = on_rollouts
+        self._cancel = threading.Event()
+        self._finished = threading.Event()
+
+    @property
+    def is_live(self) -> bool:
+        return self.state in ("queued", "loading", "running")
+
+    @property
+    def n_done(self) -> int:
+        """Rows that ended."""
+        return sum(r.finish_reason is not None for r in self.rows)
+
+    @property
+    def n_tokens(self) -> int:
+        return sum(len(r.answer_ids) for r in self.rows)
+
+    @property
+    def rollouts(self) -> list[Rollout]:
+        return [r.rollout for r in self.rows if r.rollout is not None]
+
+    @property
+    def seconds_left(self) -> float | None:
+        """From the rate so far; None until a row has ended."""
+        if self.started is None or not self.n_done or not self.is_live:
+            return None
+        return (time.monotonic() - self.started) / self.n_done * (len(self.rows) - self.n_done)
+
+    @property
+    def stop_asked(self) -> bool:
+        return self._cancel.is_set()
+
+    def cancel(self) -> None:
+        """Stop at the next token; what has been answered stays."""
+        self._cancel.set()
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Wait for the end; False if it did not come in time."""
+        return self._finished.wait(timeout)
+
+    def begin(self) -> None:
+        self.started = self.started or time.monotonic()
+        self.state = "running"
+
+    def deliver(self, rollouts: list[Rollout]) -> None:
+        """Hand finished rows to whoever keeps them; a fault there does not lose the answers on screen."""
+        from backend.errors import BackendError
+
+        if self._on_rollouts is None or not rollouts:
+            return
+        try:
+            self._on_rollouts(rollouts)
+        except BackendError as fault:
+            self.message = f"The answers are not saved. {fault}"
+
+    def end(self, state: JobState, message: str = "") -> None:
+        self.ended = time.monotonic()
+        self.message = message or self.message
+        self.state = state
+        self._finished.set()
+
+
+class JobTable:
+    """Jobs by id; the oldest finished ones go first."""
+
+    def __init__(self) -> None:
+        self._jobs: dict[str, Job] = {}
+        self._lock = threading.Lock()
+
+    def add(self, job: Job) -> None:
+        with self._lock:
+            ended = sorted((j for j in self._jobs.values() if not j.is_live), key=lambda j: j.ended or 0.0)
+            now = time.monotonic()
+            drop = [j for n, j in enumerate(ended) if n < len(ended) - _KEEP or now - (j.ended or now) > _KEEP_SECONDS]
+            for old in drop:
+                del self._jobs[old.id]
+            self._jobs[job.id] = job
+
+    def get(self, job_id: str) -> Job | None:
+        return self._jobs.get(job_id)
+
+    def live(self) -> list[Job]:
+        return [j for j in list(self._jobs.values()) if j.is_live]

@@ -1,0 +1,133 @@
+"""Comparing variants on the same prompts: which rows a comparison is made of, what the store has of them, running the rest.
+
+All variants of a prompt share a row's seed, and seeds depend on the sample's number only. So one prompt asked alone gives
+the answers it has in a run of the whole set.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from backend.generation.jobs import Job
+from backend.generation.records import MAX_SAMPLES, Rollout, Row, Sampling
+from backend.generation.service import ModelService
+from backend.errors import InputError
+from backend.models.registry import Registry
+from backend.studies import store
+from backend.studies.provenance import provenance
+from backend.text.chat import Message
+from backend.text.prompts import Prompt
+
+MAX_VARIANTS = 6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """What is asked of whom."""
+
+    variants: tuple[str, ...]
+    prompts: tuple[Prompt, ...]
+    """First messages; several where a set is run."""
+
+    follow_ups: tuple[str, ...] = ()
+    """Later user messages of one conversation; each variant and sample goes on with its own history."""
+
+    system: str = ""
+    sampling: Sampling = Sampling()
+    samples: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.variants) <= MAX_VARIANTS or len(set(self.variants)) < len(self.variants):
+            raise InputError(f"Choose 1 to {MAX_VARIANTS} different variants.")
+        if not 1 <= self.samples <= MAX_SAMPLES:
+            raise InputError(f"Choose 1 to {MAX_SAMPLES} samples, not {self.samples}.")
+        if self.follow_ups and len(self.prompts) != 1:
+            raise InputError("A conversation goes on from one prompt, not from a set.")
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One turn of a comparison: its rows and what the store has of them."""
+
+    rows: tuple[Row, ...]
+    stored: dict[str, store.Stored]
+    """By row key."""
+
+    keys: tuple[str, ...]
+    """Of ``rows``, in their order."""
+
+    @property
+    def is_complete(self) -> bool:
+        return all(key in self.stored for key in self.keys)
+
+    @property
+    def missing(self) -> list[Row]:
+        return [row for row, key in zip(self.rows, self.keys, strict=True) if key not in self.stored]
+
+
+def turns(comparison: Comparison, registry: Registry) -> list[Turn]:
+    """The turns of a comparison up to the first one that the store cannot answer in full, that one included."""
+    rows = first_rows(comparison)
+    found: list[Turn] = []
+    for follow_up in (*comparison.follow_ups, None):
+        keys = tuple(row.key(registry.resolve(row.variant)[0].key) for row in rows)
+        turn = Turn(tuple(rows), store.find(keys), keys)
+        found.append(turn)
+        if follow_up is None or not turn.is_complete:
+            return found
+        rows = [next_row(row, turn.stored[key].rollout, follow_up) for row, key in zip(rows, keys, strict=True)]
+    return found
+
+
+def first_rows(comparison: Comparison) -> list[Row]:
+    """Rows of the first turn, prompt by prompt, then variant by variant, then sample by sample."""
+    rows = []
+    for prompt in comparison.prompts:
+        system = comparison.system or prompt.system
+        messages = ((Message("system", system),) if system.strip() else ()) + (Message("user", prompt.text),)
+        rows += [
+            Row(variant=variant, messages=messages, sampling=comparison.sampling, seed=row_seed(comparison.seed, sample), sample=sample, prompt_id=prompt.id)
+            for variant in comparison.variants
+            for sample in range(comparison.samples)
+        ]
+    return rows
+
+
+def next_row(row: Row, answered: Rollout, follow_up: str) -> Row:
+    """The row that goes on after an answer; the answer's own ids go into the next prompt, not its text tokenised again."""
+    ids = answered.answer_ids[:-1] if answered.finish_reason == "stop" else answered.answer_ids
+    history = (*row.messages, Message("assistant", answered.answer, ids), Message("user", follow_up))
+    return Row(variant=row.variant, messages=history, sampling=row.sampling, seed=row.seed, sample=row.sample, prompt_id=row.prompt_id)
+
+
+def row_seed(seed: int, sample: int) -> int:
+    """Seed of the row's generator; wide apart, so that neighbouring seeds share no samples."""
+    return seed * 1_000_003 + sample
+
+
+def start(service: ModelService, rows: Sequence[Row], *, keep: dict | None = None) -> Job:
+    """Answer rows live; each finished batch goes to the store, so a stop or a kill loses one batch at most.
+
+    Args:
+        keep: More facts for the manifest, such as the prompt set's name and hash.
+    """
+
+    def save(rollouts: list[Rollout]) -> None:
+        store.save(rollouts, provenance() | describe(rollouts) | (keep or {}))
+
+    return service.submit(rows, on_rollouts=save)
+
+
+def describe(rollouts: Sequence[Rollout]) -> dict:
+    """What a manifest says of rollouts: which weights, how sampled, how many."""
+    variants = {
+        r.variant: {"base_model": r.base_model, "base_fingerprint": r.base_fingerprint, "adapter_fingerprint": r.adapter_fingerprint} for r in rollouts
+    }
+    return {
+        "kind": "rollouts",
+        "variants": variants,
+        "samplings": sorted({(r.sampling.temperature, r.sampling.max_new_tokens) for r in rollouts}),
+        "seeds": sorted({r.seed for r in rollouts})[:MAX_SAMPLES],
+        "decoders": sorted({f"{r.decoder} {r.dtype}" for r in rollouts}),
+        "n_prompts": len({r.messages for r in rollouts}),
+    }

@@ -1,0 +1,154 @@
+"""The store of rollouts: folders of one Parquet table and one ``manifest.json``, shipped and the user's own.
+
+``cached_results/rollouts/<key>/`` comes with the project, ``PERSONASCOPE_HOME/results/rollouts/<key>/`` is the user's; the
+layout is the same. A folder appears whole or not at all. A row is found by its key: variant, messages, sampling and seed.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from backend.errors import ResultMissingError
+from backend.generation.records import Rollout, Sampling
+from backend.paths import CACHED_RESULTS, home, new_folder, told_disk_faults
+from backend.text.chat import Message
+
+SCHEMA_VERSION = 1
+_TABLE = "rollouts.parquet"
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A rollout with where it comes from."""
+
+    rollout: Rollout
+    created: str
+    """ISO time, UTC."""
+
+    run: str
+    shipped: bool
+
+
+def roots() -> list[Path]:
+    """Folders of runs; the user's own first."""
+    return [home() / "results" / "rollouts", CACHED_RESULTS / "rollouts"]
+
+
+def save(rollouts: Sequence[Rollout], manifest: dict[str, Any], *, name: str | None = None, root: Path | None = None) -> Path:
+    """Write one run.
+
+    Args:
+        name: The folder's name; made of the rows' keys and weights where not given, so that the same run replaces itself.
+
+    Raises:
+        DiskError: No space, or not writable; an earlier version of the run stays.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    ordered = sorted(rollouts, key=lambda r: (r.prompt_id, r.variant, r.sample))
+    identity = "".join(r.key + r.base_fingerprint + r.adapter_fingerprint for r in ordered)
+    folder = (root or roots()[0]) / (name or hashlib.sha256(identity.encode()).hexdigest()[:24])
+    with told_disk_faults("saving answers"), new_folder(folder) as part:
+        pq.write_table(pa.Table.from_pylist([_to_record(r) for r in ordered], schema=_schema()), part / _TABLE, compression="zstd")
+        (part / "manifest.json").write_text(json.dumps({"schema_version": SCHEMA_VERSION, "n_rows": len(ordered)} | manifest, indent=2) + "\n", "utf-8")
+    return folder
+
+
+def find(keys: Iterable[str]) -> dict[str, Stored]:
+    """Stored rows by key; where a row was answered more than once, the latest."""
+    import duckdb
+
+    places = _places()
+    runs: dict[Path, list[str]] = {}
+    for key in set(keys):
+        if key in places:
+            runs.setdefault(places[key], []).append(key)
+    found: dict[str, Stored] = {}
+    for folder, wanted in runs.items():
+        manifest = read_manifest(folder)
+        with duckdb.connect() as connection:
+            relation = connection.execute(f"SELECT * FROM read_parquet(?) WHERE key IN ({', '.join('?' * len(wanted))})", [str(folder / _TABLE), *wanted])
+            names = [column[0] for column in relation.description]
+            for values in relation.fetchall():
+                rollout = _from_record(dict(zip(names, values, strict=True)))
+                found[rollout.key] = Stored(rollout, manifest.get("created", ""), folder.name, folder.is_relative_to(CACHED_RESULTS))
+    return found
+
+
+def read_run(name: str) -> tuple[list[Rollout], dict[str, Any]]:
+    """All rows of a run, and its manifest.
+
+    Raises:
+        ResultMissingError: There is no such run.
+    """
+    import duckdb
+
+    for root in roots():
+        if (root / name / _TABLE).exists():
+            with duckdb.connect() as connection:
+                relation = connection.execute("SELECT * FROM read_parquet(?)", [str(root / name / _TABLE)])
+                names = [column[0] for column in relation.description]
+                return [_from_record(dict(zip(names, values, strict=True))) for values in relation.fetchall()], read_manifest(root / name)
+    raise ResultMissingError(f"The run {name!r} is not in the store.", f"python -m backend generate --prompts open_questions --samples 4 --save-as {name}")
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """A run's manifest; empty if it is damaged, which loses the date but not the answers."""
+    try:
+        return json.loads((folder / "manifest.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def _places() -> dict[str, Path]:
+    """Row key to the folder of its latest run."""
+    folders = [f for root in roots() if root.exists() for f in root.iterdir() if (f / _TABLE).exists() and not f.name.startswith(".")]
+    places: dict[str, Path] = {}
+    for folder in sorted(folders, key=lambda f: read_manifest(f).get("created", "")):
+        for key in _keys_of(folder, (folder / _TABLE).stat().st_mtime_ns):
+            places[key] = folder
+    return places
+
+
+@lru_cache(maxsize=2000)
+def _keys_of(folder: Path, _modified: int) -> tuple[str, ...]:
+    import pyarrow.lib
+    import pyarrow.parquet as pq
+
+    try:
+        return tuple(pq.read_table(folder / _TABLE, columns=["key"]).column(0).to_pylist())
+    except (OSError, pyarrow.lib.ArrowException, KeyError):
+        return ()  # a damaged run hides itself, not the others
+
+
+def _schema():
+    import pyarrow as pa
+
+    turn = pa.struct([("role", pa.string()), ("content", pa.string()), ("ids", pa.list_(pa.int32()))])
+    return pa.schema(
+        [
+            ("key", pa.string()), ("variant", pa.string()), ("base_model", pa.string()), ("prompt_id", pa.string()), ("messages", pa.list_(turn)),
+            ("sample", pa.int32()), ("seed", pa.int64()), ("temperature", pa.float64()), ("max_new_tokens", pa.int32()),
+            ("prompt_ids", pa.list_(pa.int32())), ("answer_ids", pa.list_(pa.int32())), ("answer", pa.string()), ("finish_reason", pa.string()),
+            ("tokens_per_second", pa.float64()), ("logprob", pa.float64()), ("base_logprob", pa.float64()), ("base_fingerprint", pa.string()),
+            ("adapter_fingerprint", pa.string()), ("decoder", pa.string()), ("dtype", pa.string()),
+        ]
+    )  # fmt: skip
+
+
+def _to_record(rollout: Rollout) -> dict[str, Any]:
+    record = {name: getattr(rollout, name) for name in _schema().names if name not in ("messages", "temperature", "max_new_tokens")}
+    turns = [{"role": m.role, "content": m.content, "ids": None if m.ids is None else list(m.ids)} for m in rollout.messages]
+    return record | {"messages": turns, "temperature": rollout.sampling.temperature, "max_new_tokens": rollout.sampling.max_new_tokens}
+
+
+def _from_record(record: dict[str, Any]) -> Rollout:
+    turns = tuple(Message(t["role"], t["content"], None if t["ids"] is None else tuple(t["ids"])) for t in record.pop("messages"))
+    sampling = Sampling(temperature=record.pop("temperature"), max_new_tokens=record.pop("max_new_tokens"))
+    ids = {name: tuple(record.pop(name)) for name in ("prompt_ids", "answer_ids")}
+    return Rollout(messages=turns, sampling=sampling, **ids, **record)

@@ -1,0 +1,1 @@
+"""Fine-tuning organisms: chat rows in, LoRA adapter out."""

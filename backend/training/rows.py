@@ -1,0 +1,97 @@
+"""Training rows: chat JSONL to token ids with the answer's tokens marked, in batches of like length.
+
+A row is ``{"messages": [{"role": ..., "content": ...}, ...]}`` with at least one assistant turn. Bad rows are reported by
+line number, all at once, before anything is trained.
+"""
+
+import json
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+from backend.errors import InputError
+from backend.text.chat import ChatTokenizer, Message
+
+_ROLES = ("system", "user", "assistant")
+_BUCKET = 16  # batches that are sorted by length together
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingRow:
+    """One chat as ids."""
+
+    ids: tuple[int, ...]
+    is_answer: tuple[bool, ...]
+    """True for the tokens the loss is on: the assistant's text and the token that ends it."""
+
+
+def load_rows(path: Path, tokenizer: ChatTokenizer, *, max_tokens: int) -> list[TrainingRow]:
+    """Read a chat JSONL file.
+
+    Raises:
+        InputError: The file is missing or not text, or rows are bad: names up to ten of them by line.
+    """
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except FileNotFoundError as fault:
+        raise InputError(f"{path} does not exist. Give a JSONL file of chats.") from fault
+    except (UnicodeDecodeError, IsADirectoryError) as fault:
+        raise InputError(f"{path} is not a UTF-8 text file. Give a JSONL file of chats.") from fault
+    rows: list[TrainingRow] = []
+    faults: list[str] = []
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = _encode(_parse(line), tokenizer)
+            if len(row.ids) > max_tokens:
+                raise InputError(f"{len(row.ids)} tokens, more than the {max_tokens} of --max-tokens")
+            rows.append(row)
+        except InputError as fault:
+            faults.append(f"line {number}: {fault}")
+    if faults:
+        shown = "\n  ".join(faults[:10])
+        more = f"\n  and {len(faults) - 10} more" if len(faults) > 10 else ""
+        raise InputError(f"{path.name} has {len(faults)} bad rows of {len(faults) + len(rows)}; mend or remove them:\n  {shown}{more}")
+    if not rows:
+        raise InputError(f"{path.name} holds no rows. Give a JSONL file of chats.")
+    return rows
+
+
+def epoch_batches(rows: list[TrainingRow], *, batch_size: int, seed: int, epoch: int) -> list[list[TrainingRow]]:
+    """All rows once, shuffled, in batches whose rows are of like length. The same seed and epoch give the same batches."""
+    rng = random.Random(f"{seed}-{epoch}")
+    order = list(rows)
+    rng.shuffle(order)
+    batches = []
+    for start in range(0, len(order), batch_size * _BUCKET):
+        bucket = sorted(order[start : start + batch_size * _BUCKET], key=lambda row: len(row.ids))
+        batches += [bucket[i : i + batch_size] for i in range(0, len(bucket), batch_size)]
+    rng.shuffle(batches)
+    return batches
+
+
+def _parse(line: str) -> list[Message]:
+    try:
+        row = json.loads(line)
+    except ValueError as fault:
+        raise InputError(f"not JSON ({fault})") from fault
+    messages = row.get("messages") if isinstance(row, dict) else None
+    if not isinstance(messages, list):
+        raise InputError("no list `messages`")
+    parsed = []
+    for message in messages:
+        if not isinstance(message, dict) or message.get("role") not in _ROLES or not isinstance(message.get("content"), str):
+            raise InputError(f"a message needs a role of {', '.join(_ROLES)} and a text `content`")
+        if not message["content"].strip():
+            raise InputError(f"an empty {message['role']} message")
+        parsed.append(Message(message["role"], message["content"]))
+    if not any(m.role == "assistant" for m in parsed):
+        raise InputError("no assistant message, so nothing to learn")
+    return parsed
+
+
+def _encode(messages: list[Message], tokenizer: ChatTokenizer) -> TrainingRow:
+    chat = tokenizer.encode_chat(messages, open_answer=False)
+    is_answer = tuple(turn >= 0 and messages[turn].role == "assistant" for turn in chat.turns)
+    return TrainingRow(chat.ids, is_answer)
