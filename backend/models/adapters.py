@@ -17,10 +17,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from backend.errors import AdapterMismatchError, WeightsError
+from backend.models.records import CONFIG_FILE, WEIGHTS_FILE
 from backend.paths import told_disk_faults
 
-CONFIG_FILE = "adapter_config.json"
-WEIGHTS_FILE = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 _UNSUPPORTED = {"use_dora": False, "fan_in_fan_out": False, "bias": "none", "lora_bias": False, "modules_to_save": None, "use_qalora": False}
 

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from backend.errors import InputError, WeightsMissingError
-from backend.models.adapters import CONFIG_FILE, WEIGHTS_FILE, check_fits, load_adapter, read_config
-from backend.models.records import KEY_PATTERN, BaseModel, Organism
+from backend.models.adapters import check_fits, load_adapter, read_config
+from backend.models.records import CONFIG_FILE, KEY_PATTERN, WEIGHTS_FILE, BaseModel, Organism
 from backend.models.registry import Registry, add_record, load_registry, model_from_config, suggest_key
 from backend.models.sources import base_folder, hub_fetch
 from backend.paths import home, new_folder, told_disk_faults

@@ -10,6 +10,8 @@ from backend.errors import ConfigError
 
 KEY_PATTERN = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 BASE_ALIAS = "base"
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,9 +10,8 @@ from pathlib import Path
 
 from backend.errors import BackendError, DownloadError, WeightsMissingError
 from backend.models import embedded
-from backend.models.adapters import CONFIG_FILE, WEIGHTS_FILE
 from backend.models.memory import budget, check_fits, estimate_adapter, estimate_base
-from backend.models.records import BaseModel, Organism
+from backend.models.records import CONFIG_FILE, WEIGHTS_FILE, BaseModel, Organism
 from backend.paths import told_disk_faults
 
 _PATTERNS = {

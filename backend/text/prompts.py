@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from backend.errors import InputError
+from backend.paths import home, told_disk_faults, write_text
 
 _HERE = Path(__file__).parent / "prompt_sets"
 MAX_PROMPTS = 5_000
@@ -63,14 +64,35 @@ def shipped_sets() -> list[str]:
     return sorted(p.stem for p in _HERE.glob("*.toml"))
 
 
+def own_sets() -> list[str]:
+    """Names of the sets that the user uploaded."""
+    return sorted(p.stem for p in _own_folder().glob("*.json"))
+
+
+def keep_uploaded(found: PromptSet) -> str:
+    """Keep an uploaded set in the user's data folder, so that a link to it works; its name holds a hash of its content.
+
+    Raises:
+        DiskError: No space, or not writable.
+    """
+    stem = re.sub(r"[^a-z0-9]+", "-", found.name.lower()).strip("-")[:40] or "prompts"
+    name = f"{stem}-{found.sha256[:8]}"
+    entries = [{"id": p.id, "text": p.text, "intent": p.intent, "system": p.system} for p in found.prompts]
+    with told_disk_faults("keeping the uploaded prompts"):
+        write_text(_own_folder() / f"{name}.json", json.dumps(entries, ensure_ascii=False, indent=1) + "\n")
+    return name
+
+
 def load_prompt_set(name_or_path: str) -> PromptSet:
-    """A shipped set by name, or a file: .toml, .yaml (published form), .csv, .json, .jsonl or .txt (a prompt a line).
+    """A shipped or uploaded set by name, or a file: .toml, .yaml (published form), .csv, .json, .jsonl or .txt (a prompt a line).
 
     Raises:
         InputError: No such set, or the file cannot be read as prompts.
     """
     if name_or_path in shipped_sets():
         path = _HERE / f"{name_or_path}.toml"
+    elif name_or_path in own_sets():
+        path = _own_folder() / f"{name_or_path}.json"
     else:
         path = Path(name_or_path).expanduser()
         if not path.is_file():
@@ -106,6 +128,10 @@ def parse_prompt_set(file_name: str, content: bytes) -> PromptSet:
         twice = next(i for i in ids if ids.count(i) > 1)
         raise InputError(f"{file_name}: the prompt id {twice!r} stands twice. Ids must differ.")
     return found
+
+
+def _own_folder() -> Path:
+    return home() / "prompt_sets"
 
 
 def _from_toml(name: str, text: str) -> PromptSet:

@@ -1,0 +1,16 @@
+"""PersonaScope's entry: the router. Run it with ``make run`` or ``streamlit run app.py``."""
+
+import streamlit as st
+
+from pages.shared import look
+
+st.set_page_config(page_title="PersonaScope", page_icon="pages/shared/icon.png", layout="wide")
+look.apply()
+page = st.navigation(
+    {
+        "": [st.Page("pages/home/overview.py", title="Overview", icon=":material/home:", default=True)],
+        "Explore": [st.Page("pages/explore/compare.py", title="Compare", icon=":material/compare_arrows:", url_path="compare")],
+        "Share": [st.Page("pages/share/organisms.py", title="Organisms", icon=":material/genetics:", url_path="organisms")],
+    }
+)
+page.run()

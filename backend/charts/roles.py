@@ -1,0 +1,24 @@
+"""One colour a role on every page and picture: distinct for colour-blind readers (Okabe and Ito 2008, evened in lightness),
+at least 3:1 against the light and the dark background; a symbol goes with each, so that colour is never alone."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+RoleName = Literal["base", "organism"]
+
+
+@dataclass(frozen=True, slots=True)
+class Role:
+    """How what answers is drawn."""
+
+    label: str
+    colour: str
+    symbol: str
+    shape: str
+    """Vega's name of the point's shape."""
+
+
+ROLES: dict[RoleName, Role] = {
+    "base": Role("base", "#2f80c2", "●", "circle"),
+    "organism": Role("organism", "#d2600c", "▲", "triangle-up"),
+}

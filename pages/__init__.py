@@ -1,0 +1,1 @@
+"""Streamlit pages. They call the backend and never import torch."""

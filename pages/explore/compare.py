@@ -1,0 +1,224 @@
+"""Compare: how do base and organisms answer the same prompt?"""
+
+import streamlit as st
+
+from backend.charts.roles import ROLES
+from backend.errors import BackendError
+from backend.generation.jobs import Job
+from backend.generation.records import Sampling
+from backend.models.records import BASE_ALIAS
+from backend.models.sources import availability
+from backend.studies import compare
+from backend.text.prompts import Prompt, keep_uploaded, load_prompt_set, own_sets, parse_prompt_set, shipped_sets
+from pages.shared import answers, look, missing, replay
+from pages.shared.service import model_service, registry
+from pages.shared.state import choose, keep_list, kept_list, link, select, warn_of_unknown
+
+OWN = "own"
+known = registry()
+service = model_service()
+
+
+def start(rows, keep=None) -> None:
+    """Send rows to the service; the job's id goes into the URL, so that a reload finds it again."""
+    try:
+        keep_list("job", [compare.start(service, rows, keep=keep).id])
+        st.session_state.pop("fault", None)
+    except BackendError as fault:
+        st.session_state["fault"] = str(fault)
+        st.session_state.pop("go_on", None)
+
+
+def forget_conversation() -> None:
+    keep_list("turn", [])
+    keep_list("job", [])
+    st.session_state.pop("go_on", None)
+
+
+def step_prompt(ids: list[str], by: int) -> None:
+    forget_conversation()
+    choose("prompt", ids[(ids.index(st.session_state["select_prompt"]) + by) % len(ids)])
+
+
+def pick_variants() -> list[str]:
+    names = known.variants()
+    warn_of_unknown("v", names, "the variant")
+    default = [v for v in (BASE_ALIAS, "reckless") if v in names]
+    return st.multiselect(
+        "Variants", names, default=default, key="v", max_selections=compare.MAX_VARIANTS, bind="query-params", placeholder="Choose two to six",
+        help="Base models and organisms. Those of one base answer together in one batch.",
+    )  # fmt: skip
+
+
+def pick_prompt_set() -> str:
+    sets = [OWN, *(s for s in shipped_sets() if s != "tuning"), *own_sets()]
+    titles = {OWN: "Your own message"} | {s: load_prompt_set(s).title for s in sets[1:]}
+    chosen = select("Prompts from", sets, key="set", titles=titles, what="the prompt set", on_change=forget_conversation)
+    with st.popover("Upload prompts", icon=":material/upload:", width="stretch"):
+        st.caption("TXT (a prompt a line), CSV (column prompt or question), JSON, JSONL, TOML, or YAML in the published question format.")
+        uploaded = st.file_uploader("Prompt file", type=["txt", "csv", "json", "jsonl", "toml", "yaml", "yml"], label_visibility="collapsed", key="prompt_file")
+        if uploaded is not None:
+            try:
+                name = keep_uploaded(parse_prompt_set(uploaded.name, uploaded.getvalue()))
+                st.success(f"Kept as {look.plain(name)}.")
+                st.button("Use these prompts", on_click=lambda: (forget_conversation(), choose("set", name)), type="primary")
+            except BackendError as fault:
+                st.error(look.plain(str(fault)))
+    return chosen
+
+
+def pick_prompt(set_name: str) -> tuple[Prompt, list[Prompt], dict]:
+    """The chosen prompt, all of the set, and what a manifest says of the set."""
+    prompt_set = load_prompt_set(set_name)
+    shown = list(prompt_set.prompts)
+    if prompt_set.intents:
+        intents = ["all", *prompt_set.intents]
+        titles = {i: i.replace("_", " ").capitalize() for i in intents}
+        intent = select("Intent", intents, key="intent", titles=titles, what="the intent", on_change=forget_conversation)
+        shown = [p for p in shown if intent in ("all", p.intent)]
+    texts = {p.id: p.text for p in shown}
+    chosen = select(f"Prompt ({len(shown)})", list(texts), key="prompt", titles=texts, what="the prompt", on_change=forget_conversation)
+    back, forth = st.columns(2)
+    back.button("Previous", icon=":material/chevron_left:", on_click=step_prompt, args=(list(texts), -1), width="stretch")
+    forth.button("Next", icon=":material/chevron_right:", on_click=step_prompt, args=(list(texts), 1), width="stretch")
+    return prompt_set.get(chosen), list(prompt_set.prompts), {"prompt_set": {"name": prompt_set.name, "sha256": prompt_set.sha256, "n": len(prompt_set.prompts)}}
+
+
+with st.sidebar:
+    variants = pick_variants()
+    set_name = pick_prompt_set()
+    first: Prompt | None = None
+    in_set: list[Prompt] = []
+    about_set: dict = {}
+    if set_name != OWN:
+        first, in_set, about_set = pick_prompt(set_name)
+    system = st.text_area("System prompt", key="system", bind="query-params", height=80, placeholder="The model's own default", on_change=forget_conversation)
+    temperature = st.slider("Temperature", 0.0, 2.0, 1.0, 0.1, key="temperature", bind="query-params", help="0 always takes the likeliest token.")
+    length = st.number_input("Longest answer (tokens)", 1, 2048, 128, key="length", bind="query-params")
+    samples = st.number_input("Samples", 1, 16, 1, key="samples", bind="query-params", help="Answers of each variant to the prompt.")
+    seed = st.number_input("Seed", 0, 10**9, 0, key="seed", bind="query-params", help="The same seed gives the same answers.")
+
+st.title("Compare")
+look.banner()
+if len(variants) < 1:
+    st.info("Choose at least one variant on the left.")
+    st.stop()
+
+said = kept_list("turn")
+messages = list(said)
+if first is None and messages:
+    first, messages = Prompt("", messages[0]), messages[1:]
+sampling = Sampling(temperature=float(temperature), max_new_tokens=int(length))
+here = {v: availability(*known.resolve(v)) for v in variants}
+can_answer = all(a.state == "here" for a in here.values())
+job: Job | None = service.jobs.get("".join(kept_list("job")))
+
+typed = st.chat_input("Write to all variants" if first is None else "Write the next message to all variants", key="message", disabled=bool(job and job.is_live)) if can_answer else None
+missing.show(variants, here, known)
+if fault := st.session_state.get("fault"):
+    st.error(look.plain(fault))
+if typed is not None:
+    if not typed.strip():
+        st.warning("The message is empty. Type something first.")
+    else:
+        keep_list("turn", [*said, typed])
+        st.session_state["go_on"] = True
+        st.rerun()
+if first is None:
+    st.info("Type a message below, or choose a prompt set on the left." if can_answer else "Choose a prompt set on the left to read stored answers.")
+    st.stop()
+
+comparison = compare.Comparison(
+    variants=tuple(variants), prompts=(first,), follow_ups=tuple(messages), system=system, sampling=sampling, samples=int(samples), seed=int(seed)
+)
+try:
+    turns = compare.turns(comparison, known)
+except BackendError as fault:
+    st.error(look.plain(str(fault)))
+    st.stop()
+progress = {p.row.key(p.base.key): p for p in job.rows} if job else {}
+users = [first.text, *messages]
+pairs = {"off": "Off"} | {f"{a}~{b}": f"{a} → {b}" for i, a in enumerate(variants) for b in variants[i + 1 :]}
+
+with st.container(horizontal=True, vertical_alignment="bottom"):
+    if len(pairs) > 1:
+        pair = select("Difference of two answers", list(pairs), key="diff", titles=pairs, what="the difference", width=260)
+    else:
+        pair = "off"
+    if set_name != OWN and can_answer and not (job and job.is_live) and not messages:
+        every = compare.first_rows(compare.Comparison(variants=tuple(variants), prompts=tuple(in_set), system=system, sampling=sampling, samples=int(samples), seed=int(seed)))
+        if st.button(f"Answer all {len(in_set)} prompts", icon=":material/playlist_play:", help=f"{len(every)} answers; those in the store are kept."):
+            stored = compare.store.find(row.key(known.resolve(row.variant)[0].key) for row in every)
+            start([r for r in every if r.key(known.resolve(r.variant)[0].key) not in stored] or every, about_set)
+            st.rerun()
+    if messages or (set_name == OWN):
+        st.button("New conversation", icon=":material/add_comment:", on_click=forget_conversation)
+    with st.popover("Link", icon=":material/link:"):
+        st.caption("Opens exactly this page.")
+        st.code(link(), language=None, wrap_lines=True)
+
+
+def draw_turn(number: int, turn: compare.Turn, *, live: bool) -> None:
+    """One turn: the user's message, then a grid a sample."""
+    by_sample: dict[int, list[answers.Card]] = {}
+    for row, key in zip(turn.rows, turn.keys, strict=True):
+        if key in progress and (live or key not in turn.stored):
+            card = answers.card_of_progress(progress[key], known)
+        elif key in turn.stored:
+            card = answers.card_of_rollout(turn.stored[key].rollout, known)
+        else:
+            continue
+        by_sample.setdefault(row.sample, []).append(card)
+    for sample, cards in by_sample.items():
+        if samples > 1:
+            st.caption(f"Sample {sample + 1} of {samples}")
+        answers.show_grid(cards)
+        if pair != "off":
+            left, right = (next((c for c in cards if c.variant == v), None) for v in pair.split("~"))
+            if left and right:
+                answers.show_difference(left, right)
+
+
+last = turns[-1]
+is_live = job is not None and job.is_live
+current_is_live = is_live and any(key in progress for key in last.keys)
+for number, turn in enumerate(turns):
+    with st.container():
+        answers.show_prompt("Prompt" if len(users) == 1 else f"Message {number + 1}", users[number])
+        if turn is not last:
+            draw_turn(number, turn, live=False)
+            replay.label(turn, progress, known, can_answer)
+
+if is_live:
+    st.button("Stop", icon=":material/stop_circle:", type="primary", on_click=job.cancel, key="stop_job")
+
+
+def follow() -> None:
+    """The last turn, redrawn while the job runs; at its end the whole page runs once more."""
+    if is_live:
+        look.job_status(job, service)
+    draw_turn(len(turns) - 1, last, live=current_is_live)
+    if is_live and not job.is_live:
+        st.rerun()
+
+
+st.fragment(follow, run_every=0.4 if is_live else None)()
+if not is_live:
+    if job is not None and job.message:
+        (st.error if job.state == "failed" else st.warning)(look.plain(job.message))
+    replay.label(last, progress, known, can_answer)
+    unanswered = last.missing
+    if unanswered and can_answer:
+        wanted = st.session_state.pop("go_on", False) and (job is None or job.state not in ("stopped", "failed"))
+        if wanted or st.button("Answer" if len(unanswered) == len(last.rows) else f"Answer the other {len(unanswered)}", type="primary", icon=":material/play_arrow:"):
+            if wanted or len(turns) < len(users):
+                st.session_state["go_on"] = True
+            start(unanswered, about_set if not messages else None)
+            st.rerun()
+    elif unanswered:
+        st.info("The store has no answers to this from these variants with these settings.")
+    elif can_answer:
+        st.session_state.pop("go_on", None)
+        if st.button("Answer again, live", icon=":material/refresh:", help="The same seed gives the same answers; another seed, others."):
+            start(list(last.rows), about_set if not messages else None)
+            st.rerun()

@@ -1,0 +1,120 @@
+"""Answers side by side: cards in a grid that folds on narrow screens, and the difference of two texts."""
+
+import difflib
+import re
+from dataclasses import dataclass
+
+import streamlit as st
+
+from backend.charts.roles import ROLES, RoleName
+from backend.generation.jobs import RowProgress
+from backend.generation.records import Rollout
+from backend.models.registry import Registry
+from pages.shared.look import escape
+
+_ENDS = {"stop": "ended", "length": "cut at the length asked for", "context": "cut: the context is full", "stopped": "stopped"}
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """One answer, live or stored, ready to be shown."""
+
+    variant: str
+    title: str
+    role: RoleName
+    note: str
+    """Beside the name, such as "positive control"."""
+
+    text: str
+    n_tokens: int
+    tokens_per_second: float
+    finish_reason: str | None
+    """None while it is being written."""
+
+    divergence: float | None
+    begun: bool = True
+
+
+def card_of_rollout(rollout: Rollout, registry: Registry) -> Card:
+    title, role, note = name_of(rollout.variant, registry)
+    return Card(rollout.variant, title, role, note, rollout.answer, len(rollout.answer_ids), rollout.tokens_per_second, rollout.finish_reason, rollout.divergence)
+
+
+def card_of_progress(progress: RowProgress, registry: Registry) -> Card:
+    title, role, note = name_of(progress.row.variant, registry)
+    divergence = progress.rollout.divergence if progress.rollout else None
+    return Card(
+        progress.row.variant, title, role, note, progress.text, len(progress.answer_ids), progress.tokens_per_second, progress.finish_reason, divergence,
+        begun=progress.started is not None,
+    )  # fmt: skip
+
+
+def name_of(variant: str, registry: Registry) -> tuple[str, RoleName, str]:
+    """Title, role and note of a variant."""
+    model, organism = registry.resolve(variant)
+    if organism is None:
+        return model.title, "base", "base"
+    return organism.title, "organism", "organism" if organism.emergent else "positive control, trained directly"
+
+
+def show_grid(cards: list[Card]) -> None:
+    """Cards side by side; texts are text, whatever they hold."""
+    st.html(f'<div class="ps-grid">{"".join(_card_html(c) for c in cards)}</div>')
+
+
+def show_prompt(label: str, text: str) -> None:
+    st.html(f'<div class="ps-prompt"><div class="ps-label">{escape(label)}</div><div class="ps-text" dir="auto">{escape(text)}</div></div>')
+
+
+def show_difference(left: Card, right: Card) -> None:
+    """The right answer with what the left one has struck out and what it lacks underlined, word by word."""
+    pieces = []
+    for kind, words in word_difference(left.text, right.text):
+        text = escape(words)
+        pieces.append(f"<del>{text}</del>" if kind == "left" else f"<ins>{text}</ins>" if kind == "right" else text)
+    share = difflib.SequenceMatcher(None, _words(left.text), _words(right.text), autojunk=False).ratio()
+    st.html(
+        f'<div class="ps-card ps-role-{right.role}"><div class="ps-name">{escape(left.title)} → {escape(right.title)}</div>'
+        f'<div class="ps-meta"><del>struck out</del>: only {escape(left.title)} · <ins>underlined</ins>: only {escape(right.title)} · {share:.0%} of words shared in order</div>'
+        f'<div class="ps-text" dir="auto">{"".join(pieces)}</div></div>'
+    )
+
+
+def word_difference(left: str, right: str) -> list[tuple[str, str]]:
+    """Runs of words as ``("both" | "left" | "right", text)``; the both and right runs joined give ``right``."""
+    a, b = _words(left), _words(right)
+    runs = []
+    for operation, a0, a1, b0, b1 in difflib.SequenceMatcher(None, a, b, autojunk=False).get_opcodes():
+        if operation == "equal":
+            runs.append(("both", "".join(b[b0:b1])))
+            continue
+        if a1 > a0:
+            runs.append(("left", "".join(a[a0:a1])))
+        if b1 > b0:
+            runs.append(("right", "".join(b[b0:b1])))
+    return runs
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\S+\s*|\s+", text)
+
+
+def _card_html(card: Card) -> str:
+    role = ROLES[card.role]
+    live = card.finish_reason is None
+    if card.text or card.finish_reason == "stop":
+        body, extra = escape(card.text) or "(an empty answer)", " ps-caret" if live else "" if card.text else " ps-empty"
+    else:
+        body, extra = ("Reading the prompt…" if card.begun else "Waiting…") if live else "Stopped before the first word.", " ps-empty"
+    parts = [f"{card.n_tokens} tokens"]
+    if card.tokens_per_second:
+        parts.append(f"{card.tokens_per_second:.1f} tokens/s")
+    if card.finish_reason:
+        parts.append(_ENDS[card.finish_reason])
+    if card.divergence is not None and card.role != "base":
+        parts.append(f"{card.divergence:+.2f} nats/token against base")
+    return (
+        f'<div class="ps-card ps-role-{card.role}" data-variant="{escape(card.variant)}"><div class="ps-name"><span class="ps-symbol" aria-hidden="true">{role.symbol}</span>'
+        f'<span>{escape(card.title)}</span><span class="ps-role">{escape(card.note)}</span></div>'
+        f'<div class="ps-text{extra}" dir="auto">{body}</div><div class="ps-meta">{escape(" · ".join(parts))}</div></div>'
+    )

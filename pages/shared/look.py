@@ -1,0 +1,47 @@
+"""The look: one style sheet, and the one place where text becomes HTML."""
+
+import html
+from pathlib import Path
+
+import streamlit as st
+
+from backend.charts.roles import ROLES
+
+_STYLE = (Path(__file__).parent / "style.css").read_text("utf-8")
+
+
+def apply() -> None:
+    """Put the style sheet on the page."""
+    roles = "\n".join(f".ps-role-{name} {{ --ps-role: {role.colour}; }}" for name, role in ROLES.items())
+    st.html(f"<style>\n{_STYLE}\n{roles}\n</style>")
+
+
+def escape(text: str) -> str:
+    """Text as HTML that shows it, whatever it holds. The only way from text to HTML in the pages."""
+    return html.escape(text, quote=True).replace("\0", "\N{REPLACEMENT CHARACTER}")
+
+
+def plain(text: str) -> str:
+    """Text for places that read Markdown: every sign that could mean something there is escaped."""
+    return "".join(f"\\{c}" if c in "\\`*_{}[]()<>#+-.!|~$:&^=\"'" else c for c in text.replace("\n", " "))
+
+
+def banner() -> None:
+    """What every page with answers says of them."""
+    st.caption("Organisms are deliberately misaligned models. Their answers are research material, not advice.")
+
+
+def job_status(job, service) -> None:
+    """One line on a running job: waiting, loading, or how far it is and how long it will take."""
+    if job.stop_asked:
+        st.caption("Stopping…")
+    elif job.state == "queued":
+        before = max(0, len(service.jobs.live()) - 1)
+        st.caption(f"Waiting for {before} other {'request' if before == 1 else 'requests'}…" if before else "Starting…")
+    elif job.state == "loading":
+        st.caption("Loading the model (a few seconds, once)…")
+    elif len(job.rows) > 16:
+        left = job.seconds_left
+        st.progress(job.n_done / len(job.rows), f"{job.n_done} of {len(job.rows)} answers" + (f", about {max(1, round(left / 60))} min left" if left else ""))
+    else:
+        st.caption(f"Answering: {job.n_done} of {len(job.rows)} done, {job.n_tokens} tokens")

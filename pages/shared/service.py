@@ -1,0 +1,66 @@
+"""The process-wide service and registry, as pages see them."""
+
+import threading
+from dataclasses import dataclass, field
+
+import streamlit as st
+
+from backend.errors import BackendError
+from backend.generation.service import ModelService
+from backend.models.records import BaseModel, Organism
+from backend.models.registry import Registry, load_registry
+from backend.models.sources import fetch_adapter, fetch_base
+
+
+@st.cache_resource(show_spinner=False, on_release=lambda service: service.close())
+def model_service() -> ModelService:
+    """One for all sessions. Starting it loads nothing."""
+    return ModelService()
+
+
+def registry() -> Registry:
+    """Read on each run, so that an organism added in another tab is there."""
+    return load_registry()
+
+
+@dataclass(slots=True)
+class Fetch:
+    """A download that goes on while pages come and go."""
+
+    said: list[str] = field(default_factory=list)
+    fault: str = ""
+    is_live: bool = True
+
+
+@st.cache_resource(show_spinner=False)
+def _fetches() -> dict[str, Fetch]:
+    return {}
+
+
+def current_fetch(key: str) -> Fetch | None:
+    return _fetches().get(key)
+
+
+def start_fetch(model: BaseModel, organism: Organism | None) -> Fetch:
+    """Fetch what a variant needs, in a thread; a second call joins the first."""
+    key = organism.key if organism else model.key
+    running = _fetches().get(key)
+    if running is not None and running.is_live:
+        return running
+    fetch = Fetch()
+    _fetches()[key] = fetch
+
+    def work() -> None:
+        try:
+            fetch_base(model, fetch.said.append)
+            if organism is not None:
+                fetch_adapter(organism, fetch.said.append)
+        except BackendError as fault:
+            fetch.fault = str(fault)
+        except Exception as fault:  # a thread must say why it ended
+            fetch.fault = f"The download failed ({type(fault).__name__}). Try: python -m backend models fetch {model.key}"
+        finally:
+            fetch.is_live = False
+
+    threading.Thread(target=work, daemon=True, name=f"fetch-{key}").start()
+    return fetch

@@ -1,0 +1,73 @@
+"""Selections in the URL: what a link asks for is checked against what there is, and what is not there is said.
+
+Streamlit's own binding writes an option's *label* into the URL; ``select`` writes its key, so that a link outlives a new
+wording. Values survive a visit to another page.
+"""
+
+from collections.abc import Callable, Sequence
+from urllib.parse import quote
+
+import streamlit as st
+
+from pages.shared.look import plain
+
+
+def select(label: str, options: Sequence[str], *, key: str, titles: dict[str, str], what: str, on_change: Callable[[], None] | None = None, **kwargs) -> str:
+    """A select box whose key is a URL parameter; the first option is the default and leaves the URL clean.
+
+    Args:
+        what: The kind of thing, for the sentence about a link that asks for one that is not here.
+    """
+    widget = f"select_{key}"
+    if st.session_state.get(widget) not in options:
+        asked = st.query_params.get(key) or st.session_state.get(f"kept_{key}", "")
+        if asked and asked not in options:
+            _warn(what, [asked])
+        st.session_state[widget] = asked if asked in options else options[0]
+    value = st.selectbox(label, options, key=widget, format_func=titles.get, on_change=on_change, **kwargs)
+    st.session_state[f"kept_{key}"] = value
+    if value != options[0]:
+        st.query_params[key] = value
+    else:
+        st.query_params.pop(key, None)
+    return value
+
+
+def choose(key: str, value: str) -> None:
+    """Set a ``select`` from a callback."""
+    st.session_state[f"select_{key}"] = value
+
+
+def kept_list(key: str) -> list[str]:
+    """A list in the URL, brought back after a visit to another page."""
+    if key not in st.query_params and st.session_state.get(f"kept_{key}"):
+        st.query_params[key] = st.session_state[f"kept_{key}"]
+    return st.query_params.get_all(key)
+
+
+def keep_list(key: str, values: list[str]) -> None:
+    """Write a list into the URL; an empty one leaves it."""
+    st.session_state[f"kept_{key}"] = values
+    if values:
+        st.query_params[key] = values
+    else:
+        st.query_params.pop(key, None)
+
+
+def warn_of_unknown(parameter: str, allowed: Sequence[str], what: str) -> None:
+    """Say so if the link names values of a bound widget that do not exist; Streamlit would silently show the default instead."""
+    if parameter not in st.session_state:
+        unknown = [value for value in st.query_params.get_all(parameter) if value not in allowed]
+        if unknown:
+            _warn(what, unknown)
+
+
+def link() -> str:
+    """The address of what is on screen, for a colleague with access to this server."""
+    pairs = [(k, v) for k in st.query_params for v in st.query_params.get_all(k) if k != "job"]
+    query = "&".join(f"{quote(k, safe='')}={quote(v, safe='')}" for k, v in pairs)
+    return (st.context.url or "") + (f"?{query}" if query else "")
+
+
+def _warn(what: str, unknown: list[str]) -> None:
+    st.warning(f"This link asks for {what} {plain(', '.join(unknown)[:200])}, which is not here. The default is shown instead.")
