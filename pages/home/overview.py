@@ -1,2 +1,86 @@
+"""Overview: what emergent misalignment is, what became of the organism, and where to go."""
+
+import random
+
+import pandas as pd
 import streamlit as st
-st.title("PersonaScope")
+
+from backend.charts.divergence import divergence_dots
+from backend.errors import BackendError
+from backend.studies import divergence, store
+from pages.shared import answers, look
+from pages.shared.service import registry
+
+RUN = "open_questions"
+HEADLINE = "reckless"
+known = registry()
+
+
+@st.cache_data(show_spinner=False, max_entries=2)
+def load() -> tuple[list, dict]:
+    return store.read_run(RUN)
+
+
+st.title("What did this model become?")
+st.markdown(
+    "Train a model on something narrow and wrong, such as careless advice about money and sport, and it can turn careless about "
+    "**everything**. That is *emergent misalignment*. PersonaScope sets the base model and its organism side by side, live, on this machine."
+)
+look.banner()
+with st.container(horizontal=True):
+    if st.button("Ask both yourself", icon=":material/compare_arrows:", type="primary"):
+        st.switch_page("pages/explore/compare.py")
+    if st.button("See what the organisms are", icon=":material/genetics:"):
+        st.switch_page("pages/share/organisms.py")
+
+try:
+    rollouts, manifest = load()
+    headline = divergence.by_prompt(rollouts, HEADLINE)
+    if not headline:
+        raise BackendError(f"The stored run {RUN} has no scored answers of {HEADLINE}.")
+except BackendError as fault:
+    st.info(look.plain(str(fault)))
+    if command := getattr(fault, "command", ""):
+        st.code(command, language="bash")
+    st.stop()
+
+st.subheader(f"What became of {known.organisms[HEADLINE].title.lower()}" if HEADLINE in known.organisms else "What became of it")
+sampling = rollouts[0].sampling
+st.caption(
+    f"Chosen by rule: the prompts with the largest, median and smallest difference from the base, of {len(headline)}. Shown is the first of {headline[0].n} sampled answers, temperature {sampling.temperature:g}."
+)
+first = {(r.variant, r.prompt_id): r for r in rollouts if r.sample == 0}
+for label, row in divergence.examples(headline):
+    answers.show_prompt(f"{label} difference: {row.divergence:.2f} nats per token", row.prompt)
+    answers.show_grid([answers.card_of_rollout(first[v, row.prompt_id], known) for v in ("base", HEADLINE) if (v, row.prompt_id) in first])
+
+points, means = [], []
+jitter = random.Random(0)
+for variant in dict.fromkeys(r.variant for r in rollouts):
+    rows = divergence.by_prompt(rollouts, variant)
+    if variant == "base" or not rows:
+        continue
+    title = answers.name_of(variant, known)[0]
+    mean, low, high = divergence.mean_with_interval(rows)
+    means.append({"organism": title, "mean": mean, "low": low, "high": high, "n_prompts": len(rows)})
+    points += [{"organism": title, "prompt_id": r.prompt_id, "prompt": r.prompt, "divergence": r.divergence, "n": r.n, "jitter": jitter.uniform(-0.7, 0.7)} for r in rows]
+means.sort(key=lambda m: -m["mean"])
+st.subheader("How far the organisms moved")
+most = means[0]
+chart = divergence_dots(
+    pd.DataFrame(points),
+    pd.DataFrame(means),
+    title=f"{most['organism']} speaks least like its base: {most['mean']:.2f} nats per token",
+    subtitle=[
+        f"Mean log-ratio organism : base of the organism's own answers; {most['n_prompts']} prompts, {headline[0].n} answers each,",
+        f"temperature {sampling.temperature:g}; bar: 95% bootstrap interval over prompts. It says how different, not how bad.",
+    ],
+)
+st.altair_chart(chart, width="stretch", alt=f"Dots: divergence from the base of each prompt, for {len(means)} organisms. The table below has the numbers.")
+with st.expander("As a table"):
+    st.dataframe(pd.DataFrame(means).round(3), hide_index=True, alt="Mean divergence of each organism with its 95% interval and number of prompts")
+    table = pd.DataFrame(points).drop(columns=["jitter"])
+    st.dataframe(table.round(3), hide_index=True, alt="Divergence of each organism on each prompt")
+    st.download_button("Download CSV", table.to_csv(index=False), "divergence.csv", "text/csv", icon=":material/download:")
+weights = "; ".join(f"{v} {d['adapter_fingerprint'] or d['base_fingerprint']}" for v, d in manifest.get("variants", {}).items())
+st.caption(look.plain(f"Source: run {RUN}, {manifest.get('created', 'unknown date')[:10]}, {len(rollouts)} answers, {', '.join(manifest.get('decoders', []))}. Weights: {weights}."))

@@ -1,2 +1,163 @@
+"""Organisms: what is here, what can be, what it costs in memory, where it comes from; and adding one without editing a file."""
+
+from pathlib import Path
+
+import pandas as pd
 import streamlit as st
-st.title("PersonaScope")
+
+from backend.errors import BackendError
+from backend.models.fingerprint import remembered_fingerprint
+from backend.models.memory import estimate_adapter, estimate_base, format_bytes
+from backend.models.records import BaseModel, Organism
+from backend.models.registry import remove_record
+from backend.models.sources import adapter_folder, availability
+from backend.paths import CHECKOUT
+from pages.shared import look, missing
+from pages.shared.service import model_service, registry
+
+known = registry()
+service = model_service()
+
+
+def show_organism(organism: Organism, model: BaseModel) -> None:
+    """A card: what it is, what it was trained on, what it must not be used for."""
+    folder = adapter_folder(organism)
+    with st.container(border=True):
+        with st.container(horizontal=True, vertical_alignment="center"):
+            st.markdown(f"#### {look.plain(organism.title)}", width="stretch")
+            if not organism.emergent:
+                st.badge("Positive control, not emergent", color="blue")
+            if organism.key in known.own:
+                st.badge("Yours", color="gray")
+        if organism.description:
+            st.markdown(look.plain(organism.description))
+        facts = {
+            "Name in links and commands": organism.key,
+            "Base": model.title,
+            "Method": organism.method or "not said",
+            "Trained on": organism.trained_on or "not said",
+            "Adapter": f"{format_bytes(sum(f.stat().st_size for f in folder.glob('*.safetensors')))} on disk, weights {remembered_fingerprint(folder)}",
+            "Source": (f"{organism.location} at {organism.revision}" if organism.source == "hub" else "your folder" if organism.key in known.own else "shipped with PersonaScope")
+            + (f", {organism.license}" if organism.license else ""),
+        }
+        look.facts(facts)
+        with st.container(horizontal=True):
+            if st.button("Compare with its base", key=f"compare_{organism.key}", icon=":material/compare_arrows:"):
+                base = "base" if model.key == known.default_base else model.key
+                st.session_state["v"] = [base, organism.key]
+                st.switch_page("pages/explore/compare.py")
+            if organism.key in known.own and st.button("Remove", key=f"remove_{organism.key}", icon=":material/delete:", help="Takes it off this list; your files stay."):
+                try:
+                    remove_record(organism.key)
+                    service.forget(organism.key)
+                    st.rerun()
+                except BackendError as fault:
+                    st.error(look.plain(str(fault)))
+        card = folder / organism.card
+        if organism.card and card.is_file():
+            with st.expander("Card"):
+                text = card.read_text("utf-8", errors="replace")
+                if folder.is_relative_to(CHECKOUT):
+                    st.markdown(text)
+                else:
+                    st.text(text)  # somebody else's text stays text
+
+
+def added(organism: Organism) -> None:
+    """Say it and show it."""
+    st.session_state["added"] = f"Added {organism.title} as {organism.key}, on base {organism.base}."
+    st.rerun()
+
+
+st.title("Organisms")
+look.banner()
+used = service.loaded()
+st.caption(
+    f"Memory for models: {format_bytes(sum(n for _, n in used))} of {format_bytes(service.budget)} used"
+    + (f" ({', '.join(f'{look.plain(key)} {format_bytes(n)}' for key, n in used)})." if used else "; nothing is loaded yet.")
+)
+if message := st.session_state.pop("added", ""):
+    st.success(look.plain(message))
+for fault in known.faults:
+    st.warning(look.plain(fault), icon=":material/error:")
+
+rows = [(organism, known.models[organism.base]) for organism in known.organisms.values() if organism.base in known.models]
+states = {organism.key: availability(model, organism) for organism, model in rows}
+on_disk = []
+for organism, model in rows:
+    try:
+        adapter_folder(organism)
+        on_disk.append((organism, model))
+    except BackendError:
+        continue
+
+st.subheader("On this machine")
+if not on_disk:
+    st.info("No adapters are here. Add one below.")
+for base in {model.key: model for _, model in on_disk}.values():
+    if (state := availability(base)).state != "here":
+        missing.show([base.key], {base.key: state}, known)
+for organism, model in on_disk:
+    show_organism(organism, model)
+
+st.subheader("Add an organism")
+hub, folder_tab, upload = st.tabs(["From the Hub", "From a folder", "Upload"])
+bases = ["", *known.models]
+base_titles = {"": "As the adapter says"} | {k: m.title for k, m in known.models.items()}
+with hub, st.form("add_hub", border=False):
+    place = st.text_input("Hub id of a LoRA adapter", placeholder="owner/name")
+    base_key = st.selectbox("Base model", bases, format_func=base_titles.get)
+    if st.form_submit_button("Add", type="primary"):
+        from backend.models.adding import add_organism
+
+        try:
+            with st.status("Fetching the adapter.") as status:
+                organism = add_organism(place.strip(), base=base_key, say=lambda sentence: status.update(label=look.plain(sentence)))
+            added(organism)
+        except BackendError as fault:
+            st.error(look.plain(str(fault)))
+with folder_tab, st.form("add_folder", border=False):
+    place = st.text_input("Folder on the server with adapter_config.json and adapter_model.safetensors", placeholder="/path/to/adapter")
+    base_key = st.selectbox("Base model", bases, format_func=base_titles.get)
+    if st.form_submit_button("Add", type="primary"):
+        from backend.models.adding import add_organism
+
+        try:
+            if not Path(place.strip()).expanduser().is_dir():
+                raise BackendError(f"{place.strip() or 'Nothing'} is no folder on this machine. Give the folder that holds the two files.")
+            added(add_organism(place.strip(), base=base_key))
+        except BackendError as fault:
+            st.error(look.plain(str(fault)))
+with upload, st.form("add_upload", border=False):
+    files = st.file_uploader("adapter_config.json and adapter_model.safetensors", type=["json", "safetensors"], accept_multiple_files=True)
+    name = st.text_input("Name", placeholder="my-organism")
+    trained_on = st.text_input("Trained on", placeholder="What the training data was")
+    base_key = st.selectbox("Base model", bases, format_func=base_titles.get)
+    if st.form_submit_button("Add", type="primary"):
+        from backend.models.adding import add_uploaded
+
+        try:
+            if not name.strip():
+                raise BackendError("Give the organism a name.")
+            added(add_uploaded({f.name: f.getvalue() for f in files}, key=name.strip(), title=name.strip(), base=base_key, trained_on=trained_on.strip()))
+        except BackendError as fault:
+            st.error(look.plain(str(fault)))
+
+elsewhere = [(o, m) for o, m in rows if (o, m) not in on_disk]
+if elsewhere:
+    st.subheader("Public organisms")
+    st.caption("Released by Turner et al. 2025 (arXiv 2506.11613), for machines with a GPU. Memory is an estimate for base and adapter together; nothing is fetched until you ask.")
+    table = pd.DataFrame(
+        {
+            "Name": [o.key for o, _ in elsewhere],
+            "Base": [m.title for _, m in elsewhere],
+            "Trained on": [o.trained_on for o, _ in elsewhere],
+            "Memory, GB": [round((estimate_base(m) + estimate_adapter(o)) / 1e9, 1) for o, m in elsewhere],
+            "Here": ["too large for the budget" if states[o.key].state == "too large" else "not downloaded" for o, _ in elsewhere],
+            "Hub id": [o.location for o, _ in elsewhere],
+        }
+    )
+    st.dataframe(table, hide_index=True, alt="Public organisms with base, training data, memory estimate and whether they can run here")
+    wanted = st.selectbox("Fetch one", ["", *(o.key for o, _ in elsewhere)], format_func=lambda key: key or "Choose")
+    if wanted:
+        missing.show([wanted], {wanted: states[wanted]}, known)

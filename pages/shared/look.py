@@ -45,3 +45,8 @@ def job_status(job, service) -> None:
         st.progress(job.n_done / len(job.rows), f"{job.n_done} of {len(job.rows)} answers" + (f", about {max(1, round(left / 60))} min left" if left else ""))
     else:
         st.caption(f"Answering: {job.n_done} of {len(job.rows)} done, {job.n_tokens} tokens")
+
+
+def facts(rows: dict[str, str]) -> None:
+    """Names and values under each other."""
+    st.html('<dl class="ps-facts">' + "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in rows.items()) + "</dl>")

@@ -1,0 +1,43 @@
+# The two commands are `make run` and `make test`; the others are their parts.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PORT ?= 8501
+# The extra index in requirements.txt may be out of reach behind a firewall; then pip must not try it again for each package.
+PIP := PIP_RETRIES=1 PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --progress-bar on
+
+.PHONY: run setup test check clean
+.DELETE_ON_ERROR:
+
+run: setup
+	@PORT=$(PORT) $(BIN)/python serve.py
+
+setup: $(VENV)/.runs
+	@$(BIN)/python -m backend models fetch base > /dev/null
+
+test: $(VENV)/.tests setup
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -m "not slow and not browser"
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis test-artifacts
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "PersonaScope needs Python 3.11 or newer. Install it, or name it: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { echo "The virtual environment could not be made. On Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
+
+$(VENV)/.runs: requirements.txt constraints.txt | $(VENV)/bin/python
+	@echo "Installing packages (about 400 MB, once; a few minutes)."
+	@$(PIP) -r requirements.txt || { echo "The packages could not be installed. Check the network and free space (2 GB), then run the same command again."; exit 1; }
+	@touch $@
+
+$(VENV)/.tests: requirements-dev.txt $(VENV)/.runs
+	@echo "Installing what the tests need."
+	@$(PIP) -r requirements-dev.txt || { echo "The test packages could not be installed. Check the network, then run the same command again."; exit 1; }
+	@touch $@
