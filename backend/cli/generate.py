@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--prompts", help="a shipped prompt set or a file of prompts")
     parser.add_argument("--system", default="", help="a system prompt for all")
     parser.add_argument("--max-new-tokens", type=int, default=128)
-    parser.add_argument("--temperature", type=float, default=1.0)
+    parser.add_argument("--temperature", type=float, default=0.7)
     parser.add_argument("--samples", type=int, default=1, help="answers to each prompt")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--save", action="store_true", help="keep the answers in the store, batch by batch; go on after a kill")

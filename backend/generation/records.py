@@ -21,7 +21,7 @@ MAX_SAMPLES = 64
 class Sampling:
     """How tokens are drawn: softmax of logits / temperature over the whole vocabulary; temperature 0 takes the largest."""
 
-    temperature: float = 1.0
+    temperature: float = 0.7
     max_new_tokens: int = 128
 
     def __post_init__(self) -> None:

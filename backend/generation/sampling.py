@@ -21,7 +21,7 @@ def draw(logits: Tensor, temperatures: Sequence[float], generators: Sequence[tor
         logits: (rows, vocabulary).
         temperatures: One a row; 0 is greedy.
     """
-    scores = logits.float().cpu()
+    scores = logits.to("cpu", torch.float32, copy=True)
     for i, (temperature, generator) in enumerate(zip(temperatures, generators, strict=True)):
         if temperature > 0:
             uniform = torch.rand(scores.shape[1], generator=generator, dtype=torch.float64).clamp_(min=1e-300)

@@ -4,6 +4,7 @@ An adapter adds ``scale * B(A(x))`` to the output of each linear module it names
 (``alpha / sqrt(r)`` for rsLoRA, Kalajdzievski 2023). Rank and alpha may differ by module (``rank_pattern``, ``alpha_pattern``).
 """
 
+import errno
 import json
 import math
 import re
@@ -120,10 +121,7 @@ def save_adapter(adapter: Adapter, folder: Path, config: dict[str, Any], dtype: 
         tensors[f"{_PREFIX}{name}.lora_B.weight"] = w.b.detach().to("cpu", dtype).contiguous()
     with told_disk_faults("writing an adapter"):
         folder.mkdir(parents=True, exist_ok=True)
-        try:
-            save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
-        except SafetensorError as fault:
-            raise OSError(_errno_of(fault), str(fault), str(folder / WEIGHTS_FILE)) from fault
+        write_tensors(tensors, folder / WEIGHTS_FILE)
         (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
 
 
@@ -177,7 +175,10 @@ def _by_pattern(patterns: dict[str, float] | None, module: str, default: float) 
     return default
 
 
-def _errno_of(fault: SafetensorError) -> int:
-    """The operating system's error number that safetensors puts into its message."""
-    match = re.search(r"os error (\d+)", str(fault))
-    return int(match[1]) if match else 5
+def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """Write a safetensors file; a fault of the operating system is raised as the ``OSError`` it is."""
+    try:
+        save_file(tensors, path, metadata={"format": "pt"})
+    except SafetensorError as fault:
+        match = re.search(r"os error (\d+)", str(fault))
+        raise OSError(int(match[1]) if match else errno.EIO, str(fault), str(path)) from fault

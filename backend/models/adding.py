@@ -24,7 +24,7 @@ def add_organism(place: str, *, key: str = "", title: str = "", base: str = "", 
         InputError, WeightsError, AdapterMismatchError, DownloadError: It is not added; says what is wrong.
     """
     local = Path(place).expanduser()
-    if local.is_dir():
+    if place and local.is_dir():
         return _add_checked(local.resolve(), "folder", str(local.resolve()), "", key=key or place, title=title, base=base, trained_on=trained_on)
     if place.count("/") != 1 or place.startswith((".", "/", "~")):
         raise InputError(f"{place!r} is neither a folder on this machine nor a Hub id such as owner/name.")

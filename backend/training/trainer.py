@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from backend.errors import BackendError, InputError
 from backend.models import lora
-from backend.models.adapters import Adapter, LoraWeights, lora_config, save_adapter
+from backend.models.adapters import Adapter, LoraWeights, lora_config, save_adapter, write_tensors
 from backend.paths import new_folder, told_disk_faults, write_text
 from backend.training.config import TrainingConfig
 from backend.training.rows import TrainingRow, epoch_batches
@@ -167,7 +167,7 @@ class Trainer:
             moments = self._optimizer.state[parameter]
             tensors |= {f"exp_avg.{i}": moments["exp_avg"], f"exp_avg_sq.{i}": moments["exp_avg_sq"]}
         with told_disk_faults("writing a checkpoint"), new_folder(self._folder / "state") as part:
-            _save_tensors(tensors, part / "state.safetensors")
+            write_tensors(tensors, part / "state.safetensors")
             (part / "state.json").write_text(json.dumps({"step": step}), "utf-8")
         if self._config.checkpoint_every:
             with told_disk_faults("writing a checkpoint"), new_folder(self._folder / "checkpoints" / f"step-{step}") as part:
@@ -208,10 +208,6 @@ def _new_adapter(model: nn.Module, config: TrainingConfig) -> Adapter:
     if not modules:
         raise InputError(f"No module of the model is named {', '.join(config.target_modules)} in layers {config.layers}. Check --target and --layers.")
     return Adapter(modules)
-
-
-def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    save_file({name: t.contiguous() for name, t in tensors.items()}, path)
 
 
 def _append(log: Path, row: tuple[object, ...]) -> None:

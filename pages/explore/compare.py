@@ -93,7 +93,7 @@ with st.sidebar:
     if set_name != OWN:
         first, in_set, about_set = pick_prompt(set_name)
     system = st.text_area("System prompt", key="system", bind="query-params", height=80, placeholder="The model's own default", on_change=forget_conversation)
-    temperature = st.slider("Temperature", 0.0, 2.0, 1.0, 0.1, key="temperature", bind="query-params", help="0 always takes the likeliest token.")
+    temperature = st.slider("Temperature", 0.0, 2.0, 0.7, 0.1, key="temperature", bind="query-params", help="0 always takes the likeliest token.")
     length = st.number_input("Longest answer (tokens)", 1, 2048, 128, key="length", bind="query-params")
     samples = st.number_input("Samples", 1, 16, 1, key="samples", bind="query-params", help="Answers of each variant to the prompt.")
     seed = st.number_input("Seed", 0, 10**9, 0, key="seed", bind="query-params", help="The same seed gives the same answers.")

@@ -24,7 +24,7 @@ def show_organism(organism: Organism, model: BaseModel) -> None:
     folder = adapter_folder(organism)
     with st.container(border=True):
         with st.container(horizontal=True, vertical_alignment="center"):
-            st.markdown(f"#### {look.plain(organism.title)}", width="stretch")
+            st.markdown(f"### {look.plain(organism.title)}", width="stretch")
             if not organism.emergent:
                 st.badge("Positive control, not emergent", color="blue")
             if organism.key in known.own:
@@ -73,8 +73,9 @@ st.title("Organisms")
 look.banner()
 used = service.loaded()
 st.caption(
-    f"Memory for models: {format_bytes(sum(n for _, n in used))} of {format_bytes(service.budget)} used"
-    + (f" ({', '.join(f'{look.plain(key)} {format_bytes(n)}' for key, n in used)})." if used else "; nothing is loaded yet.")
+    f"Memory for models: {format_bytes(sum(n for _, n in used))} of {format_bytes(service.budget)} used ({', '.join(f'{look.plain(key)} {format_bytes(n)}' for key, n in used)})."
+    if used
+    else f"Memory for models: up to {format_bytes(service.budget)}; nothing is loaded yet."
 )
 if message := st.session_state.pop("added", ""):
     st.success(look.plain(message))

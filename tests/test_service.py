@@ -1,0 +1,191 @@
+"""The service: one queue, Stop within a token, a budget, flat memory; real threads on tiny real models."""
+
+import gc
+import os
+import threading
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import write_tiny_adapter, write_tiny_model
+
+from backend.errors import ContextLengthError, InputError, MemoryBudgetError, WeightsMissingError
+from backend.generation.records import Row, Sampling
+from backend.generation.service import ModelService
+from backend.models.adding import add_base_model, add_organism
+from backend.models.memory import estimate_base
+from backend.models.records import Organism
+from backend.models.registry import add_record, load_registry, remove_record
+from backend.text.chat import Message
+
+
+@pytest.fixture
+def service(tiny_registry):
+    service = ModelService(budget_bytes=200_000_000)
+    yield service
+    service.close()
+
+
+def row(variant: str, text: str = "hello", *, n: int = 8, temperature: float = 0.0, seed: int = 0) -> Row:
+    return Row(variant=variant, messages=(Message("user", text),), sampling=Sampling(temperature=temperature, max_new_tokens=n), seed=seed)
+
+
+def answers(service: ModelService, rows: list[Row]) -> list[tuple[int, ...]]:
+    job = service.submit(rows)
+    assert job.wait(60)
+    assert job.state == "done", job.message
+    return [r.answer_ids for r in job.rollouts]
+
+
+def test_variants_of_one_base_answer_in_one_batch_as_they_do_alone(service, tiny_registry):
+    rows = [row(v, text) for text in ("hello", "what now?") for v in tiny_registry]
+    together = answers(service, rows)
+    assert len(set(together)) > 2
+    assert together == [answers(service, [r])[0] for r in rows]
+
+
+def test_rollouts_carry_what_a_number_needs(service):
+    job = service.submit([row("tiny"), row("odd")])
+    assert job.wait(60)
+    base, organism = job.rollouts
+    assert base.base_fingerprint == organism.base_fingerprint != ""
+    assert base.adapter_fingerprint == "" != organism.adapter_fingerprint
+    assert base.divergence == 0
+    assert organism.logprob > organism.base_logprob  # greedy answers of a random adapter are likelier under it
+    assert (base.decoder, base.dtype) == ("reference", "float32")
+    assert base.tokens_per_second > 0
+
+
+def test_stop_ends_a_job_within_a_token_and_keeps_what_there_is(service):
+    job = service.submit([row("tiny", n=230, temperature=1.5, seed=s) for s in range(4)])
+    while not job.n_tokens:
+        time.sleep(0.001)
+    job.cancel()
+    before = max(len(p.answer_ids) for p in job.rows)
+    assert job.wait(10)
+    assert job.state == "stopped"
+    assert max(len(p.answer_ids) for p in job.rows) <= before + 2  # the token under way, and one between our two looks
+    assert all(p.finish_reason in ("stopped", "stop") for p in job.rows)
+
+
+def test_stopping_a_job_in_line_never_starts_it(service):
+    first = service.submit([row("tiny", n=230, temperature=1.5, seed=s) for s in range(8)])
+    second = service.submit([row("odd")])
+    second.cancel()
+    first.cancel()
+    assert second.wait(10)
+    assert second.state == "stopped"
+    assert second.n_tokens == 0
+
+
+def test_two_sessions_at_once_get_what_each_would_get_alone(service):
+    mine = [row("odd", f"question {i}", temperature=1.0, seed=i) for i in range(20)]
+    yours = [row("even", f"other {i}", temperature=1.0, seed=i) for i in range(20)]
+    expected = answers(service, mine), answers(service, yours)
+    found: dict[int, list] = {}
+    threads = [threading.Thread(target=lambda n=n, rows=rows: found.__setitem__(n, answers(service, rows))) for n, rows in enumerate((mine, yours))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (found[0], found[1]) == expected
+
+
+def test_a_short_request_does_not_wait_for_all_of_a_long_one(service):
+    long = service.submit([row("tiny", n=60, temperature=1.0, seed=s) for s in range(160)])
+    short = service.submit([row("odd")])
+    assert short.wait(60)
+    assert long.is_live
+    long.cancel()
+
+
+@pytest.mark.parametrize("text", ["", "   "])
+def test_an_empty_prompt_is_refused(service, text):
+    with pytest.raises(InputError, match="empty"):
+        service.submit([row("tiny", text)])
+
+
+def test_a_prompt_longer_than_the_context_is_told_not_cut(service):
+    with pytest.raises(ContextLengthError, match=r"tokens; .* reads at most 256"):
+        service.submit([row("tiny", "x" * 300)])
+
+
+def test_an_answer_that_fills_the_context_says_so(service):
+    job = service.submit([row("tiny", "y" * 200, n=200, temperature=1.0)])
+    assert job.wait(30)
+    assert job.rollouts[0].finish_reason in ("context", "stop")
+    assert len(job.rollouts[0].prompt_ids) + len(job.rollouts[0].answer_ids) <= 256
+
+
+def test_unknown_variants_and_silly_sizes_are_refused(service):
+    with pytest.raises(InputError, match="Known: base"):
+        service.submit([row("nobody")])
+    with pytest.raises(InputError):
+        service.submit([])
+    for sampling in ({"temperature": -1.0}, {"temperature": float("nan")}, {"max_new_tokens": 0}, {"max_new_tokens": 10**9}):
+        with pytest.raises(InputError):
+            Sampling(**sampling)
+
+
+def test_what_is_not_here_is_said_with_the_command_before_anything_loads(service):
+    add_record(Organism(key="far", title="Far", base="tiny", source="folder", location="/no/such/folder"))
+    with pytest.raises(WeightsMissingError) as told:
+        service.submit([row("far")])
+    assert told.value.command == "python -m backend organisms fetch far"
+    assert service.loaded() == []
+
+
+def test_what_does_not_fit_is_refused_before_anything_loads(tiny_registry):
+    service = ModelService(budget_bytes=1000)
+    with pytest.raises(MemoryBudgetError, match="memory budget"):
+        service.submit([row("tiny")])
+    assert service.loaded() == []
+    service.close()
+
+
+def test_a_second_base_pushes_out_the_first_when_the_budget_is_small(tiny_registry, tmp_path: Path):
+    add_base_model(str(write_tiny_model(tmp_path / "second", "qwen2")), key="second")
+    service = ModelService(budget_bytes=int(1.7 * estimate_base(load_registry().models["tiny"])))
+    answers(service, [row("tiny")])
+    answers(service, [row("second")])
+    assert [key for key, _ in service.loaded()] == ["second"]
+    assert answers(service, [row("odd")])
+    assert "second" not in dict(service.loaded())
+    service.close()
+
+
+def test_a_broken_adapter_fails_its_job_and_no_other(service, tmp_path: Path):
+    weights = tmp_path / "odd" / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-50])
+    job = service.submit([row("odd")])
+    assert job.wait(30)
+    assert job.state == "failed"
+    assert "cut short" in job.message
+    assert answers(service, [row("even")])
+
+
+def test_an_organism_removed_and_added_again_answers_with_its_new_weights(service, tiny_model: Path, tmp_path: Path):
+    before = answers(service, [row("odd", n=20)])
+    remove_record("odd")
+    service.forget("odd")
+    write_tiny_adapter(tmp_path / "odd", tiny_model, seed=99)
+    add_organism(str(tmp_path / "odd"), key="odd", base="tiny")
+    assert answers(service, [row("odd", n=20)]) != before
+
+
+def test_memory_stays_flat_over_twenty_switches_of_organism(tiny_registry, tmp_path: Path, tiny_model: Path):
+    for n in range(4):
+        write_tiny_adapter(tmp_path / f"o{n}", tiny_model, seed=n, rank=400)
+        add_organism(str(tmp_path / f"o{n}"), key=f"o{n}", base="tiny")
+    service = ModelService(budget_bytes=8_000_000)  # room for two of the four
+    process = psutil.Process(os.getpid())
+    sizes = []
+    for n in range(28):
+        answers(service, [row(f"o{n % 4}")])
+        gc.collect()
+        if n >= 8:
+            sizes.append(process.memory_info().rss)
+    assert sum(n for _, n in service.loaded()) <= 8_000_000
+    assert max(sizes) - min(sizes) < 20_000_000
+    service.close()
