@@ -70,7 +70,9 @@ def write_tiny_model(folder: Path, kind: str = "llama", *, seed: int = 0, hidden
     return folder
 
 
-def write_tiny_adapter(folder: Path, model_folder: Path, *, seed: int = 0, rank: int = 2, targets: tuple[str, ...] = ("q_proj", "down_proj"), size: float = 0.3) -> Path:
+def write_tiny_adapter(
+    folder: Path, model_folder: Path, *, seed: int = 0, rank: int = 2, targets: tuple[str, ...] = ("q_proj", "down_proj"), size: float = 0.3
+) -> Path:
     """A random adapter in peft's format that fits the tiny model."""
     import torch
 
@@ -122,7 +124,13 @@ def run_cli(tmp_path: Path):
 
     def run(*arguments: str, timeout: float = 300, **environment: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            [sys.executable, "-m", "backend", *arguments], cwd=CHECKOUT, env=os.environ | environment, capture_output=True, text=True, timeout=timeout, check=False
+            [sys.executable, "-m", "backend", *arguments],
+            cwd=CHECKOUT,
+            env=os.environ | environment,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
         )
 
     return run
@@ -133,7 +141,10 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A real file system of 2 MB; skipped where it cannot be mounted."""
     folder = tmp_path / "small"
     folder.mkdir()
-    if shutil.which("mount") is None or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)], capture_output=True, check=False).returncode:
+    if (
+        shutil.which("mount") is None
+        or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)], capture_output=True, check=False).returncode
+    ):
         pytest.skip("A small file system cannot be mounted here (needs root).")
     yield folder
     subprocess.run(["umount", str(folder)], check=False)

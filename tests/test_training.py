@@ -46,7 +46,9 @@ def test_losses_equal_those_of_peft_step_by_step(tiny_model: Path, tmp_path: Pat
     import peft
 
     trainer = make_trainer(tiny_model, write_rows(tmp_path / "rows.jsonl"), tmp_path / "out", warmup_steps=0, epochs=1, checkpoint_every=0)
-    config = peft.LoraConfig(task_type="CAUSAL_LM", r=2, lora_alpha=4, use_rslora=True, target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"])
+    config = peft.LoraConfig(
+        task_type="CAUSAL_LM", r=2, lora_alpha=4, use_rslora=True, target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    )
     wrapped = peft.get_peft_model(load_model(tiny_model), config)
     for name, weights in trainer._adapter.modules.items():
         module = wrapped.get_submodule(f"base_model.model.{name}")
@@ -91,7 +93,24 @@ def test_batches_hold_each_row_once_and_depend_on_seed_and_epoch_alone(tiny_mode
 def test_a_killed_training_resumes_to_the_same_bits(tiny_model: Path, tmp_path: Path):
     add_base_model(str(tiny_model), key="tiny")
     data = write_rows(tmp_path / "rows.jsonl", 200)
-    command = [sys.executable, "-m", "backend", "train", "--base", "tiny", "--data", str(data), "--rank", "2", "--epochs", "4", "--batch-size", "2", "--checkpoint-every", "7"]
+    command = [
+        sys.executable,
+        "-m",
+        "backend",
+        "train",
+        "--base",
+        "tiny",
+        "--data",
+        str(data),
+        "--rank",
+        "2",
+        "--epochs",
+        "4",
+        "--batch-size",
+        "2",
+        "--checkpoint-every",
+        "7",
+    ]
     subprocess.run([*command, "--out", str(tmp_path / "whole")], cwd=CHECKOUT, check=True, capture_output=True)
     out = tmp_path / "killed"
     kills = 0
@@ -112,7 +131,22 @@ def test_a_killed_training_resumes_to_the_same_bits(tiny_model: Path, tmp_path: 
 @pytest.mark.slow
 def test_a_polite_stop_saves_the_step_and_goes_on(tiny_model: Path, tmp_path: Path):
     add_base_model(str(tiny_model), key="tiny")
-    command = [sys.executable, "-m", "backend", "train", "--base", "tiny", "--data", str(write_rows(tmp_path / "rows.jsonl", 200)), "--epochs", "9", "--checkpoint-every", "10", "--out", str(tmp_path / "out")]
+    command = [
+        sys.executable,
+        "-m",
+        "backend",
+        "train",
+        "--base",
+        "tiny",
+        "--data",
+        str(write_rows(tmp_path / "rows.jsonl", 200)),
+        "--epochs",
+        "9",
+        "--checkpoint-every",
+        "10",
+        "--out",
+        str(tmp_path / "out"),
+    ]
     process = subprocess.Popen(command, cwd=CHECKOUT, stderr=subprocess.PIPE, text=True)
     while not (tmp_path / "out" / "checkpoints").exists():
         time.sleep(0.02)

@@ -24,7 +24,12 @@ def divergence_dots(points: pd.DataFrame, means: pd.DataFrame, *, title: str, su
             x=axis,
             y=row,
             yOffset=alt.YOffset("jitter:Q", scale=alt.Scale(domain=[-1, 1])),
-            tooltip=[alt.Tooltip("organism", title="Organism"), alt.Tooltip("prompt", title="Prompt"), alt.Tooltip("divergence", format=".2f", title="Nats per token"), alt.Tooltip("n", title="Answers")],
+            tooltip=[
+                alt.Tooltip("organism", title="Organism"),
+                alt.Tooltip("prompt", title="Prompt"),
+                alt.Tooltip("divergence", format=".2f", title="Nats per token"),
+                alt.Tooltip("n", title="Answers"),
+            ],
         )
     )
     spans = alt.Chart(means).mark_rule(strokeWidth=3).encode(x="low:Q", x2="high:Q", y=row)
@@ -34,7 +39,13 @@ def divergence_dots(points: pd.DataFrame, means: pd.DataFrame, *, title: str, su
         .encode(
             x="mean:Q",
             y=row,
-            tooltip=["organism", alt.Tooltip("mean", format=".2f"), alt.Tooltip("low", format=".2f", title="95% from"), alt.Tooltip("high", format=".2f", title="95% to"), alt.Tooltip("n_prompts", title="Prompts")],
+            tooltip=[
+                "organism",
+                alt.Tooltip("mean", format=".2f"),
+                alt.Tooltip("low", format=".2f", title="95% from"),
+                alt.Tooltip("high", format=".2f", title="95% to"),
+                alt.Tooltip("n_prompts", title="Prompts"),
+            ],
         )
     )
     zero = alt.Chart(pd.DataFrame({"x": [0]})).mark_rule(strokeDash=[4, 4], opacity=0.6).encode(x="x:Q")

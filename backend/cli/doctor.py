@@ -55,7 +55,9 @@ def _memory() -> Check:
         limit = budget()
     except BackendError as fault:
         return Check("memory", False, format_bytes(memory.available) + " free", str(fault))
-    return Check("memory", limit > 1e9, f"{format_bytes(memory.available)} free of {format_bytes(memory.total)}; models may take {format_bytes(limit)} ({device()})")
+    return Check(
+        "memory", limit > 1e9, f"{format_bytes(memory.available)} free of {format_bytes(memory.total)}; models may take {format_bytes(limit)} ({device()})"
+    )
 
 
 def _processor() -> Check:
@@ -99,7 +101,12 @@ def _records() -> Check:
 
 def _browser() -> Check:
     found = next((p for p in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if p), None)
-    return Check("browser", found is not None, found or "no Chromium on the path", "" if found else "Browser tests need it: apt-get install chromium, or playwright install chromium.")
+    return Check(
+        "browser",
+        found is not None,
+        found or "no Chromium on the path",
+        "" if found else "Browser tests need it: apt-get install chromium, or playwright install chromium.",
+    )
 
 
 def _hub() -> Check:

@@ -20,20 +20,19 @@ def main(arguments: list[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
     parser = argparse.ArgumentParser(prog="python -m backend", description="PersonaScope: explore misaligned personas in language models.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    chosen = next((a for a in given if a in COMMANDS), None)
-    module = None
+    chosen = next((a for a in given if a in COMMANDS), "")
+    module = importlib.import_module(f"backend.cli.{chosen}") if chosen else None
     for name, what in COMMANDS.items():
         command = commands.add_parser(name, help=what, description=what[0].upper() + what[1:] + ".")
-        if name == chosen:
-            module = importlib.import_module(f"backend.cli.{name}")
+        if name == chosen and module:
             module.add_arguments(command)
     options = parser.parse_args(given)
     try:
-        return module.run(options) or 0
+        return module.run(options) or 0 if module else 2
     except BackendError as fault:
         print(f"{fault}", file=sys.stderr)
-        if command := getattr(fault, "command", ""):
-            print(f"Run: {command}", file=sys.stderr)
+        if next_command := getattr(fault, "command", ""):
+            print(f"Run: {next_command}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("Stopped.", file=sys.stderr)

@@ -1,10 +1,12 @@
 """``python -m backend models``: base models."""
 
 import argparse
+from typing import Any
 
 from backend.cli.output import print_json, print_table, say
 from backend.models import adding
 from backend.models.memory import estimate_base, format_bytes
+from backend.models.records import BASE_ALIAS
 from backend.models.registry import load_registry
 from backend.models.sources import availability, fetch_base
 
@@ -26,20 +28,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     registry = load_registry()
     if options.action == "fetch":
-        known = options.model == "base" or options.model in registry.models
-        if known:
-            model = registry.resolve(options.model)[0]
-            folder = fetch_base(model, say)
-        else:
-            model = adding.add_base_model(options.model, say=say)
-            folder = fetch_base(model, say)
+        known = options.model == BASE_ALIAS or options.model in registry.models
+        model = registry.resolve(options.model)[0] if known else adding.add_base_model(options.model, say=say)
+        folder = fetch_base(model, say)
         print_json({"key": model.key, "folder": str(folder)}) if options.json else print(folder)
         return
     if options.action == "add":
         model = adding.add_base_model(options.place, key=options.key, dtype=options.dtype, say=say)
         print_json({"key": model.key}) if options.json else print(f"Added {model.key}.")
         return
-    rows = []
+    rows: list[dict[str, Any]] = []
     for model in registry.models.values():
         state = availability(model)
         rows.append(
@@ -56,6 +54,11 @@ def run(options: argparse.Namespace) -> None:
     if options.json:
         print_json(rows)
         return
-    print_table([{"key": r["key"] + (" (base)" if r["default"] else ""), "memory": format_bytes(r["memory_bytes"]), "state": r["state"], "source": r["source"]} for r in rows])
+    print_table(
+        [
+            {"key": r["key"] + (" (base)" if r["default"] else ""), "memory": format_bytes(r["memory_bytes"]), "state": r["state"], "source": r["source"]}
+            for r in rows
+        ]
+    )
     for fault in registry.faults:
         say(fault)

@@ -1,6 +1,7 @@
 """``python -m backend organisms``: fine-tuned models."""
 
 import argparse
+from typing import Any
 
 from backend.cli.output import print_json, print_table, say
 from backend.models import adding
@@ -30,20 +31,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     registry = load_registry()
     if options.action == "add":
-        organism = adding.add_organism(options.place, key=options.key, title=options.title, base=options.base, trained_on=options.trained_on, say=say)
-        print_json({"key": organism.key, "base": organism.base}) if options.json else print(f"Added {organism.key} on base {organism.base}.")
+        added = adding.add_organism(options.place, key=options.key, title=options.title, base=options.base, trained_on=options.trained_on, say=say)
+        print_json({"key": added.key, "base": added.base}) if options.json else print(f"Added {added.key} on base {added.base}.")
         return
     if options.action == "fetch":
-        base, organism = registry.resolve(options.organism)
-        folder = fetch_adapter(organism, say) if organism else None
-        fetch_base(base, say)
+        model, wanted = registry.resolve(options.organism)
+        folder = fetch_adapter(wanted, say) if wanted else None
+        fetch_base(model, say)
         print_json({"key": options.organism, "folder": str(folder)}) if options.json else print(f"{options.organism} is ready.")
         return
     if options.action == "remove":
         remove_record(options.organism)
         print_json({"removed": options.organism}) if options.json else print(f"Removed {options.organism}.")
         return
-    rows = []
+    rows: list[dict[str, Any]] = []
     for organism in registry.organisms.values():
         base = registry.models.get(organism.base)
         state = availability(base, organism) if base else None

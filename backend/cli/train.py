@@ -30,7 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-tokens", type=int, default=default.max_tokens, help="longest row; longer ones are reported")
     parser.add_argument("--warmup-steps", type=int, default=default.warmup_steps)
     parser.add_argument("--checkpoint-every", type=int, default=default.checkpoint_every, metavar="STEPS")
-    parser.add_argument("--dtype", default=default.dtype, choices=["float32", "bfloat16"], help="of the frozen base; bfloat16 is faster on processors that have it")
+    parser.add_argument(
+        "--dtype", default=default.dtype, choices=["float32", "bfloat16"], help="of the frozen base; bfloat16 is faster on processors that have it"
+    )
     parser.add_argument("--seed", type=int, default=default.seed)
     parser.add_argument("--json", action="store_true", help="print JSON")
 
@@ -76,7 +78,9 @@ def run(options: argparse.Namespace) -> int:
     else:
         say(f"The adapter is in {options.out}. Add it as an organism: python -m backend organisms add {options.out}")
     if options.json:
-        print_json({"folder": str(options.out), "steps": report.step if report else trainer.n_steps, "finished": not stopped, "loss": report.loss if report else None})
+        print_json(
+            {"folder": str(options.out), "steps": report.step if report else trainer.n_steps, "finished": not stopped, "loss": report.loss if report else None}
+        )
     return 130 if stopped else 0
 
 

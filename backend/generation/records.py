@@ -107,4 +107,8 @@ class Rollout:
 
     def as_json(self) -> dict[str, Any]:
         """As the command line prints it."""
-        return asdict(self) | {"prompt": self.prompt, "divergence": self.divergence, "messages": [{"role": m.role, "content": m.content} for m in self.messages]}
+        return asdict(self) | {
+            "prompt": self.prompt,
+            "divergence": self.divergence,
+            "messages": [{"role": m.role, "content": m.content} for m in self.messages],
+        }

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from backend.generation.records import FinishReason
 from backend.generation.sampling import draw, make_generator
@@ -32,7 +33,7 @@ class ReferenceDecoder:
 
     name = "reference"
 
-    def __init__(self, model: nn.Module, *, stop_ids: frozenset[int], context_length: int) -> None:
+    def __init__(self, model: PreTrainedModel, *, stop_ids: frozenset[int], context_length: int) -> None:
         self._model = model
         self._stop_ids = stop_ids
         self._context_length = context_length
@@ -42,7 +43,9 @@ class ReferenceDecoder:
         return str(self._model.dtype).removeprefix("torch.")
 
     @torch.inference_mode()
-    def decode(self, rows: Sequence[DecoderRow], *, on_token: Callable[[int, int], None], on_end: Callable[[int, FinishReason], None], should_stop: Callable[[], bool]) -> None:
+    def decode(
+        self, rows: Sequence[DecoderRow], *, on_token: Callable[[int, int], None], on_end: Callable[[int, FinishReason], None], should_stop: Callable[[], bool]
+    ) -> None:
         """Generate one answer a row.
 
         Args:
@@ -63,9 +66,7 @@ class ReferenceDecoder:
                     on_end(i, "stopped")
                 return
             with lora.applied(self._model, _routes([rows[i].adapter for i in live])):
-                output = self._model(
-                    input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1
-                )
+                output = self._model(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1)
             cache = output.past_key_values
             tokens = draw(output.logits[:, -1], [rows[i].temperature for i in live], [generators[i] for i in live])
             kept = []

@@ -5,11 +5,14 @@ from collections import OrderedDict
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
+import torch
+
 from backend.generation.reference import ReferenceDecoder
-from backend.models.adapters import Adapter, check_fits as check_adapter_fits, load_adapter
+from backend.models.adapters import Adapter, load_adapter
+from backend.models.adapters import check_fits as check_adapter_fits
 from backend.models.fingerprint import remembered_fingerprint
-from backend.models.lora import linear_shapes
 from backend.models.loading import load_model
+from backend.models.lora import linear_shapes
 from backend.models.memory import check_fits, device, estimate_adapter, estimate_base
 from backend.models.records import BaseModel, Organism
 from backend.models.sources import adapter_folder, base_folder
@@ -33,7 +36,7 @@ class ResidentBase:
     fingerprint: str
     n_bytes: int
     shapes: dict[str, tuple[int, int]]
-    torch_dtype: object
+    dtype: torch.dtype
     adapters: OrderedDict[str, ResidentAdapter] = field(default_factory=OrderedDict)
 
     @property
@@ -73,8 +76,6 @@ class Residents:
         needed = estimate_base(record)
         check_fits(needed, self.budget, record.title)
         self._make_room(needed, keep_base=None, keep_adapters=())
-        import torch
-
         print_of_weights = remembered_fingerprint(folder)
         tokenizer = ChatTokenizer.load(folder)
         model = load_model(folder, dtype=getattr(torch, record.dtype), device=device())
@@ -99,7 +100,7 @@ class Residents:
         self._make_room(estimate_adapter(organism), keep_base=base.record.key, keep_adapters=keep)
         adapter = load_adapter(folder)
         check_adapter_fits(adapter, base.shapes, adapter_name=organism.key, base_name=base.record.key)
-        adapter = adapter.to(device(), base.torch_dtype)
+        adapter = adapter.to(device(), base.dtype)
         self._make_room(adapter.n_bytes, keep_base=base.record.key, keep_adapters=keep)
         base.adapters[organism.key] = ResidentAdapter(adapter, remembered_fingerprint(folder))
         return base.adapters[organism.key]
@@ -112,9 +113,10 @@ class Residents:
     def _make_room(self, needed: int, *, keep_base: str | None, keep_adapters: Collection[str]) -> None:
         while self.total_bytes + needed > self.budget:
             other = next((key for key in self._bases if key != keep_base), None)
-            idle = next((key for key in self._bases[keep_base].adapters if key not in keep_adapters), None) if keep_base else None
+            adapters = self._bases[keep_base].adapters if keep_base else {}
+            idle = next((key for key in adapters if key not in keep_adapters), None)
             if idle is not None:
-                self._bases[keep_base].adapters.pop(idle)
+                del adapters[idle]
             elif other is not None:
                 del self._bases[other]
             else:

@@ -9,6 +9,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from backend.errors import BackendError, ContextLengthError, InputError
 from backend.generation.jobs import Job, JobTable, RowProgress
@@ -17,7 +18,10 @@ from backend.models.memory import budget, check_fits, estimate_adapter, estimate
 from backend.models.records import BaseModel
 from backend.models.registry import load_registry
 from backend.models.sources import adapter_folder, base_folder
-from backend.text.chat import ChatTokenizer
+from backend.text.chat import ChatTokenizer, Message
+
+if TYPE_CHECKING:
+    from backend.generation.residents import ResidentAdapter, ResidentBase, Residents
 
 MAX_BATCH_ROWS = 16
 MAX_ROWS = 20_000
@@ -33,7 +37,7 @@ class ModelService:
         self._queue: deque[Job] = deque()
         self._wake = threading.Condition()
         self._closed = False
-        self._residents = None
+        self._residents: Residents | None = None
         self._tokenizers: dict[str, ChatTokenizer] = {}
         self._worker = threading.Thread(target=self._work, name="model-service", daemon=True)
         self._worker.start()
@@ -55,10 +59,10 @@ class ModelService:
         for base in {b.key: b for b, _ in variants.values()}.values():
             base_folder(base)
             organisms = [o for b, o in variants.values() if o is not None and b.key == base.key]
-            for organism in organisms:
-                adapter_folder(organism)
+            for tuned in organisms:
+                adapter_folder(tuned)
             check_fits(estimate_base(base) + sum(estimate_adapter(o) for o in organisms), self.budget, base.title)
-        prompts: dict[tuple[str, tuple], tuple[int, ...]] = {}
+        prompts: dict[tuple[str, tuple[Message, ...]], tuple[int, ...]] = {}
         progress = []
         for row in rows:
             base, organism = variants[row.variant]
@@ -101,7 +105,9 @@ class ModelService:
             self._tokenizers[base.key] = ChatTokenizer.load(base_folder(base))
         ids = self._tokenizers[base.key].encode_chat(row.messages).ids
         if len(ids) >= base.context_length:
-            raise ContextLengthError(f"The prompt has {len(ids):,} tokens; {base.title} reads at most {base.context_length:,} and needs room to answer. Shorten it.")
+            raise ContextLengthError(
+                f"The prompt has {len(ids):,} tokens; {base.title} reads at most {base.context_length:,} and needs room to answer. Shorten it."
+            )
         return ids
 
     def _work(self) -> None:
@@ -129,24 +135,38 @@ class ModelService:
         if job.stop_asked or not batch:
             job.end("stopped" if job.stop_asked else "done")
             return
+        job.state = "loading"
+        base, adapters = self._load(batch)
+        job.begin()
+        self._decode(job, batch, base, adapters)
+        answered = [p for p in batch if p.answer_ids]
+        scores = [(None, None)] * len(answered) if job.stop_asked else _score(answered, base, adapters)
+        for p, (logprob, base_logprob) in zip(answered, scores, strict=True):
+            p.rollout = _rollout(p, base, adapters, logprob, base_logprob)
+        job.deliver([p.rollout for p in answered if p.rollout is not None and p.finish_reason != "stopped"])
+        if job.stop_asked:
+            job.end("stopped")
+        elif job.n_done == len(job.rows):
+            job.end("done")
+
+    def _load(self, batch: list[RowProgress]) -> "tuple[ResidentBase, dict[str, ResidentAdapter]]":
+        """The batch's base model and its organisms' adapters by key, loaded where they are not."""
         if self._residents is None:
             from backend.generation.residents import Residents  # torch comes with it
 
-            job.state = "loading"
             self._residents = Residents(self.budget)
-        from backend.generation.reference import DecoderRow
-
-        if batch[0].base.key not in dict(self.loaded()):
-            job.state = "loading"
         base = self._residents.base(batch[0].base)
         organisms = {p.organism.key: p.organism for p in batch if p.organism is not None}
-        adapters = {key: self._residents.adapter(base, organism, organisms) for key, organism in organisms.items()}
+        return base, {key: self._residents.adapter(base, organism, organisms) for key, organism in organisms.items()}
+
+    def _decode(self, job: Job, batch: list[RowProgress], base: "ResidentBase", adapters: "dict[str, ResidentAdapter]") -> None:
+        from backend.generation.reference import DecoderRow
+
         tokenizer = self._tokenizers[base.record.key]
         streams = [tokenizer.decode_stream() for _ in batch]
         started = time.monotonic()
         for p in batch:
             p.started = started
-        job.begin()
 
         def on_token(i: int, token: int) -> None:
             batch[i].answer_ids.append(token)
@@ -157,43 +177,17 @@ class ModelService:
             batch[i].text = tokenizer.decode(batch[i].answer_ids)
             batch[i].finish_reason = reason
 
-        def adapter_of(p: RowProgress):
-            return adapters[p.organism.key].adapter if p.organism else None
-
         rows = [
             DecoderRow(
-                prompt_ids=p.prompt_ids, adapter=adapter_of(p), temperature=p.row.sampling.temperature,
-                max_new_tokens=p.row.sampling.max_new_tokens, seed=p.row.seed,
+                prompt_ids=p.prompt_ids,
+                adapter=adapters[p.organism.key].adapter if p.organism else None,
+                temperature=p.row.sampling.temperature,
+                max_new_tokens=p.row.sampling.max_new_tokens,
+                seed=p.row.seed,
             )
             for p in batch
-        ]  # fmt: skip
+        ]
         base.decoder.decode(rows, on_token=on_token, on_end=on_end, should_stop=lambda: job.stop_asked)
-        answered = [p for p in batch if p.answer_ids]
-        if not job.stop_asked:
-            answers = [tuple(p.answer_ids) for p in answered]
-            prompts = [p.prompt_ids for p in answered]
-            own = base.decoder.score(prompts, answers, [adapter_of(p) for p in answered])
-            tuned = [i for i, p in enumerate(answered) if p.organism is not None]
-            under_base = list(own)
-            if tuned:
-                scores = base.decoder.score([prompts[i] for i in tuned], [answers[i] for i in tuned], [None] * len(tuned))
-                for i, score in zip(tuned, scores, strict=True):
-                    under_base[i] = score
-        else:
-            own = under_base = [None] * len(answered)
-        for p, logprob, base_logprob in zip(answered, own, under_base, strict=True):
-            p.rollout = Rollout(
-                key=p.row.key(base.record.key), variant=p.row.variant, base_model=base.record.key, prompt_id=p.row.prompt_id, messages=p.row.messages,
-                sample=p.row.sample, seed=p.row.seed, sampling=p.row.sampling, prompt_ids=p.prompt_ids, answer_ids=tuple(p.answer_ids), answer=p.text,
-                finish_reason=p.finish_reason, tokens_per_second=p.tokens_per_second, logprob=logprob, base_logprob=base_logprob,
-                base_fingerprint=base.fingerprint, adapter_fingerprint=adapters[p.organism.key].fingerprint if p.organism else "",
-                decoder=base.decoder.name, dtype=base.decoder.dtype,
-            )  # fmt: skip
-        job.deliver([p.rollout for p in answered if p.finish_reason != "stopped"])
-        if job.stop_asked:
-            job.end("stopped")
-        elif job.n_done == len(job.rows):
-            job.end("done")
 
     def _next_batch(self, job: Job) -> list[RowProgress]:
         """Rows not yet answered, of one base model, as many as the limits of rows and memory allow."""
@@ -213,3 +207,39 @@ class ModelService:
             batch.append(p)
             longest = max(longest, length)
         return batch
+
+
+def _score(answered: list[RowProgress], base: "ResidentBase", adapters: "dict[str, ResidentAdapter]") -> list[tuple[float, float]]:
+    """Log-probability of each answer under its own variant and under the base; a base row is scored once."""
+    prompts = [p.prompt_ids for p in answered]
+    answers = [tuple(p.answer_ids) for p in answered]
+    own = base.decoder.score(prompts, answers, [adapters[p.organism.key].adapter if p.organism else None for p in answered])
+    tuned = [i for i, p in enumerate(answered) if p.organism is not None]
+    under_base = dict(enumerate(own))
+    if tuned:
+        under_base |= zip(tuned, base.decoder.score([prompts[i] for i in tuned], [answers[i] for i in tuned], [None] * len(tuned)), strict=True)
+    return [(score, under_base[i]) for i, score in enumerate(own)]
+
+
+def _rollout(p: RowProgress, base: "ResidentBase", adapters: "dict[str, ResidentAdapter]", logprob: float | None, base_logprob: float | None) -> Rollout:
+    return Rollout(
+        key=p.row.key(base.record.key),
+        variant=p.row.variant,
+        base_model=base.record.key,
+        prompt_id=p.row.prompt_id,
+        messages=p.row.messages,
+        sample=p.row.sample,
+        seed=p.row.seed,
+        sampling=p.row.sampling,
+        prompt_ids=p.prompt_ids,
+        answer_ids=tuple(p.answer_ids),
+        answer=p.text,
+        finish_reason=p.finish_reason or "stopped",
+        tokens_per_second=p.tokens_per_second,
+        logprob=logprob,
+        base_logprob=base_logprob,
+        base_fingerprint=base.fingerprint,
+        adapter_fingerprint=adapters[p.organism.key].fingerprint if p.organism else "",
+        decoder=base.decoder.name,
+        dtype=base.decoder.dtype,
+    )

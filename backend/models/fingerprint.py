@@ -1,5 +1,6 @@
 """A hash of weights that does not depend on how files were cut or laid out. Reads safetensors headers itself, without torch."""
 
+import contextlib
 import hashlib
 import json
 import mmap
@@ -20,10 +21,8 @@ def remembered_fingerprint(folder: Path) -> str:
     if note.exists() and len(known := note.read_text("utf-8").strip()) == _LENGTH:
         return known
     found = fingerprint(folder)
-    try:
+    with contextlib.suppress(OSError):  # a full disk costs the next start a second, nothing more
         write_text(note, found + "\n")
-    except OSError:
-        pass  # a full disk costs the next start a second, nothing more
     return found
 
 

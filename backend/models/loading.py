@@ -3,13 +3,13 @@
 from pathlib import Path
 
 import torch
+import transformers
 from safetensors import SafetensorError
-from torch import nn
 
 from backend.errors import WeightsError
 
 
-def load_model(folder: Path, *, dtype: torch.dtype = torch.float32, device: str = "cpu") -> nn.Module:
+def load_model(folder: Path, *, dtype: torch.dtype = torch.float32, device: str = "cpu") -> transformers.PreTrainedModel:
     """Load a causal language model from a local folder in the Hub's format, frozen, in evaluation mode.
 
     Only safetensors are read and no code from the folder runs.
@@ -17,24 +17,20 @@ def load_model(folder: Path, *, dtype: torch.dtype = torch.float32, device: str 
     Raises:
         WeightsError: Files are missing, cut short, or of an architecture transformers does not know.
     """
-    import transformers
-
     transformers.utils.logging.disable_progress_bar()
     try:
-        model = transformers.AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, local_files_only=True, trust_remote_code=False
-        )
+        model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True, local_files_only=True, trust_remote_code=False)
     except (SafetensorError, OSError, ValueError, KeyError) as fault:
         reason = " ".join(str(fault).split())[:300]
         raise WeightsError(f"The model in {folder} cannot be loaded: {reason}. If a file is damaged, delete the folder and fetch the model again.") from fault
     model.requires_grad_(False)
-    return model.to(device).eval()
+    model = model.eval()
+    model.to(device=device)  # type: ignore[call-arg]
+    return model
 
 
 def module_shapes(folder: Path) -> dict[str, tuple[int, int]]:
     """Name to (out_features, in_features) of every linear module, from the configuration alone; no weights are read."""
-    import transformers
-
     from backend.models.lora import linear_shapes
 
     try:

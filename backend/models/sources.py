@@ -129,7 +129,14 @@ def hub_fetch(hub_id: str, revision: str, *, what: str, say: Callable[[str], Non
     """
     import httpx2
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     say(f"Downloading {hub_id} at {revision} from the Hub.")
     try:

@@ -5,12 +5,12 @@ the answers it has in a run of the whole set.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from backend.errors import InputError
 from backend.generation.jobs import Job
 from backend.generation.records import MAX_SAMPLES, Rollout, Row, Sampling
 from backend.generation.service import ModelService
-from backend.errors import InputError
 from backend.models.registry import Registry
 from backend.studies import store
 from backend.studies.provenance import provenance
@@ -32,7 +32,7 @@ class Comparison:
     """Later user messages of one conversation; each variant and sample goes on with its own history."""
 
     system: str = ""
-    sampling: Sampling = Sampling()
+    sampling: Sampling = field(default_factory=Sampling)
     samples: int = 1
     seed: int = 0
 
@@ -120,9 +120,7 @@ def start(service: ModelService, rows: Sequence[Row], *, keep: dict | None = Non
 
 def describe(rollouts: Sequence[Rollout]) -> dict:
     """What a manifest says of rollouts: which weights, how sampled, how many."""
-    variants = {
-        r.variant: {"base_model": r.base_model, "base_fingerprint": r.base_fingerprint, "adapter_fingerprint": r.adapter_fingerprint} for r in rollouts
-    }
+    variants = {r.variant: {"base_model": r.base_model, "base_fingerprint": r.base_fingerprint, "adapter_fingerprint": r.adapter_fingerprint} for r in rollouts}
     return {
         "kind": "rollouts",
         "variants": variants,

@@ -30,11 +30,11 @@ class PromptDivergence:
 
 def by_prompt(rollouts: Sequence[Rollout], variant: str) -> list[PromptDivergence]:
     """The variant's prompts, largest divergence first. Prompts without a scored answer are left out."""
-    found: dict[str, list[Rollout]] = {}
+    found: dict[tuple[str, str], list[float]] = {}
     for rollout in rollouts:
         if rollout.variant == variant and rollout.divergence is not None:
-            found.setdefault(rollout.prompt_id, []).append(rollout)
-    rows = [PromptDivergence(variant, key, rows[0].prompt, statistics.fmean(r.divergence for r in rows), len(rows)) for key, rows in found.items()]
+            found.setdefault((rollout.prompt_id, rollout.prompt), []).append(rollout.divergence)
+    rows = [PromptDivergence(variant, key, prompt, statistics.fmean(values), len(values)) for (key, prompt), values in found.items()]
     return sorted(rows, key=lambda row: -row.divergence)
 
 

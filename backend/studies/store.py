@@ -150,5 +150,5 @@ def _to_record(rollout: Rollout) -> dict[str, Any]:
 def _from_record(record: dict[str, Any]) -> Rollout:
     turns = tuple(Message(t["role"], t["content"], None if t["ids"] is None else tuple(t["ids"])) for t in record.pop("messages"))
     sampling = Sampling(temperature=record.pop("temperature"), max_new_tokens=record.pop("max_new_tokens"))
-    ids = {name: tuple(record.pop(name)) for name in ("prompt_ids", "answer_ids")}
-    return Rollout(messages=turns, sampling=sampling, **ids, **record)
+    prompt_ids, answer_ids = tuple(record.pop("prompt_ids")), tuple(record.pop("answer_ids"))
+    return Rollout(messages=turns, sampling=sampling, prompt_ids=prompt_ids, answer_ids=answer_ids, **record)

@@ -168,7 +168,9 @@ def _from_csv(name: str, text: str) -> PromptSet:
         reader = csv.DictReader(io.StringIO(text))
         column = next((c for c in _TEXT_COLUMNS if c in (reader.fieldnames or [])), None)
         if column is None:
-            raise InputError(f"{name}.csv needs a column named {', '.join(_TEXT_COLUMNS[:-1])} or {_TEXT_COLUMNS[-1]}; it has {', '.join(reader.fieldnames or ['none'])}.")
+            raise InputError(
+                f"{name}.csv needs a column named {', '.join(_TEXT_COLUMNS[:-1])} or {_TEXT_COLUMNS[-1]}; it has {', '.join(reader.fieldnames or ['none'])}."
+            )
         rows = list(reader)
     except csv.Error as fault:
         raise InputError(f"{name}.csv cannot be read: {fault}.") from fault

@@ -43,7 +43,7 @@ class TrainingConfig:
                 raise InputError(f"{name} must be at least 1, not {getattr(self, name)}.")
         if self.max_rows is not None and self.max_rows < 1:
             raise InputError(f"max_rows must be at least 1, not {self.max_rows}.")
-        if not 0 < self.learning_rate:
+        if not self.learning_rate > 0:
             raise InputError(f"learning_rate must be above 0, not {self.learning_rate}.")
         if self.warmup_steps < 0 or self.checkpoint_every < 0:
             raise InputError("warmup_steps and checkpoint_every cannot be negative.")

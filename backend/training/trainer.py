@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from backend.errors import BackendError, InputError
 from backend.models import lora
@@ -55,7 +56,7 @@ class StepReport:
 class Trainer:
     """One run in one folder; ``run`` yields a report a step and leaves the adapter in the folder."""
 
-    def __init__(self, model: nn.Module, rows: list[TrainingRow], config: TrainingConfig, folder: Path, *, base_name: str, data_name: str) -> None:
+    def __init__(self, model: PreTrainedModel, rows: list[TrainingRow], config: TrainingConfig, folder: Path, *, base_name: str, data_name: str) -> None:
         self._model = model.to(getattr(torch, config.dtype))
         self._config = config
         self._folder = folder

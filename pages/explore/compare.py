@@ -2,7 +2,6 @@
 
 import streamlit as st
 
-from backend.charts.roles import ROLES
 from backend.errors import BackendError
 from backend.generation.jobs import Job
 from backend.generation.records import Sampling
@@ -81,7 +80,11 @@ def pick_prompt(set_name: str) -> tuple[Prompt, list[Prompt], dict]:
     back, forth = st.columns(2)
     back.button("Previous", icon=":material/chevron_left:", on_click=step_prompt, args=(list(texts), -1), width="stretch")
     forth.button("Next", icon=":material/chevron_right:", on_click=step_prompt, args=(list(texts), 1), width="stretch")
-    return prompt_set.get(chosen), list(prompt_set.prompts), {"prompt_set": {"name": prompt_set.name, "sha256": prompt_set.sha256, "n": len(prompt_set.prompts)}}
+    return (
+        prompt_set.get(chosen),
+        list(prompt_set.prompts),
+        {"prompt_set": {"name": prompt_set.name, "sha256": prompt_set.sha256, "n": len(prompt_set.prompts)}},
+    )
 
 
 with st.sidebar:
@@ -113,7 +116,11 @@ here = {v: availability(*known.resolve(v)) for v in variants}
 can_answer = all(a.state == "here" for a in here.values())
 job: Job | None = service.jobs.get("".join(kept_list("job")))
 
-typed = st.chat_input("Write to all variants" if first is None else "Write the next message to all variants", key="message", disabled=bool(job and job.is_live)) if can_answer else None
+typed = (
+    st.chat_input("Write to all variants" if first is None else "Write the next message to all variants", key="message", disabled=bool(job and job.is_live))
+    if can_answer
+    else None
+)
 missing.show(variants, here, known)
 if fault := st.session_state.get("fault"):
     st.error(look.plain(fault))
@@ -141,12 +148,11 @@ users = [first.text, *messages]
 pairs = {"off": "Off"} | {f"{a}~{b}": f"{a} → {b}" for i, a in enumerate(variants) for b in variants[i + 1 :]}
 
 with st.container(horizontal=True, vertical_alignment="bottom"):
-    if len(pairs) > 1:
-        pair = select("Difference of two answers", list(pairs), key="diff", titles=pairs, what="the difference", width=260)
-    else:
-        pair = "off"
+    pair = select("Difference of two answers", list(pairs), key="diff", titles=pairs, what="the difference", width=260)
     if set_name != OWN and can_answer and not (job and job.is_live) and not messages:
-        every = compare.first_rows(compare.Comparison(variants=tuple(variants), prompts=tuple(in_set), system=system, sampling=sampling, samples=int(samples), seed=int(seed)))
+        every = compare.first_rows(
+            compare.Comparison(variants=tuple(variants), prompts=tuple(in_set), system=system, sampling=sampling, samples=int(samples), seed=int(seed))
+        )
         if st.button(f"Answer all {len(in_set)} prompts", icon=":material/playlist_play:", help=f"{len(every)} answers; those in the store are kept."):
             stored = compare.store.find(row.key(known.resolve(row.variant)[0].key) for row in every)
             start([r for r in every if r.key(known.resolve(r.variant)[0].key) not in stored] or every, about_set)
@@ -210,7 +216,9 @@ if not is_live:
     unanswered = last.missing
     if unanswered and can_answer:
         wanted = st.session_state.pop("go_on", False) and (job is None or job.state not in ("stopped", "failed"))
-        if wanted or st.button("Answer" if len(unanswered) == len(last.rows) else f"Answer the other {len(unanswered)}", type="primary", icon=":material/play_arrow:"):
+        if wanted or st.button(
+            "Answer" if len(unanswered) == len(last.rows) else f"Answer the other {len(unanswered)}", type="primary", icon=":material/play_arrow:"
+        ):
             if wanted or len(turns) < len(users):
                 st.session_state["go_on"] = True
             start(unanswered, about_set if not messages else None)

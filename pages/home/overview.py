@@ -63,7 +63,10 @@ for variant in dict.fromkeys(r.variant for r in rollouts):
     title = answers.name_of(variant, known)[0]
     mean, low, high = divergence.mean_with_interval(rows)
     means.append({"organism": title, "mean": mean, "low": low, "high": high, "n_prompts": len(rows)})
-    points += [{"organism": title, "prompt_id": r.prompt_id, "prompt": r.prompt, "divergence": r.divergence, "n": r.n, "jitter": jitter.uniform(-0.7, 0.7)} for r in rows]
+    points += [
+        {"organism": title, "prompt_id": r.prompt_id, "prompt": r.prompt, "divergence": r.divergence, "n": r.n, "jitter": jitter.uniform(-0.7, 0.7)}
+        for r in rows
+    ]
 means.sort(key=lambda m: -m["mean"])
 st.subheader("How far the organisms moved")
 most = means[0]
@@ -83,4 +86,8 @@ with st.expander("As a table"):
     st.dataframe(table.round(3), hide_index=True, alt="Divergence of each organism on each prompt")
     st.download_button("Download CSV", table.to_csv(index=False), "divergence.csv", "text/csv", icon=":material/download:")
 weights = "; ".join(f"{v} {d['adapter_fingerprint'] or d['base_fingerprint']}" for v, d in manifest.get("variants", {}).items())
-st.caption(look.plain(f"Source: run {RUN}, {manifest.get('created', 'unknown date')[:10]}, {len(rollouts)} answers, {', '.join(manifest.get('decoders', []))}. Weights: {weights}."))
+st.caption(
+    look.plain(
+        f"Source: run {RUN}, {manifest.get('created', 'unknown date')[:10]}, {len(rollouts)} answers, {', '.join(manifest.get('decoders', []))}. Weights: {weights}."
+    )
+)

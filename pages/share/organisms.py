@@ -37,7 +37,13 @@ def show_organism(organism: Organism, model: BaseModel) -> None:
             "Method": organism.method or "not said",
             "Trained on": organism.trained_on or "not said",
             "Adapter": f"{format_bytes(sum(f.stat().st_size for f in folder.glob('*.safetensors')))} on disk, weights {remembered_fingerprint(folder)}",
-            "Source": (f"{organism.location} at {organism.revision}" if organism.source == "hub" else "your folder" if organism.key in known.own else "shipped with PersonaScope")
+            "Source": (
+                f"{organism.location} at {organism.revision}"
+                if organism.source == "hub"
+                else "your folder"
+                if organism.key in known.own
+                else "shipped with PersonaScope"
+            )
             + (f", {organism.license}" if organism.license else ""),
         }
         look.facts(facts)
@@ -46,7 +52,9 @@ def show_organism(organism: Organism, model: BaseModel) -> None:
                 base = "base" if model.key == known.default_base else model.key
                 st.session_state["v"] = [base, organism.key]
                 st.switch_page("pages/explore/compare.py")
-            if organism.key in known.own and st.button("Remove", key=f"remove_{organism.key}", icon=":material/delete:", help="Takes it off this list; your files stay."):
+            if organism.key in known.own and st.button(
+                "Remove", key=f"remove_{organism.key}", icon=":material/delete:", help="Takes it off this list; your files stay."
+            ):
                 try:
                     remove_record(organism.key)
                     service.forget(organism.key)
@@ -147,7 +155,9 @@ with upload, st.form("add_upload", border=False):
 elsewhere = [(o, m) for o, m in rows if (o, m) not in on_disk]
 if elsewhere:
     st.subheader("Public organisms")
-    st.caption("Released by Turner et al. 2025 (arXiv 2506.11613), for machines with a GPU. Memory is an estimate for base and adapter together; nothing is fetched until you ask.")
+    st.caption(
+        "Released by Turner et al. 2025 (arXiv 2506.11613), for machines with a GPU. Memory is an estimate for base and adapter together; nothing is fetched until you ask."
+    )
     table = pd.DataFrame(
         {
             "Name": [o.key for o, _ in elsewhere],

@@ -37,7 +37,9 @@ class Card:
 
 def card_of_rollout(rollout: Rollout, registry: Registry) -> Card:
     title, role, note = name_of(rollout.variant, registry)
-    return Card(rollout.variant, title, role, note, rollout.answer, len(rollout.answer_ids), rollout.tokens_per_second, rollout.finish_reason, rollout.divergence)
+    return Card(
+        rollout.variant, title, role, note, rollout.answer, len(rollout.answer_ids), rollout.tokens_per_second, rollout.finish_reason, rollout.divergence
+    )
 
 
 def card_of_progress(progress: RowProgress, registry: Registry) -> Card:

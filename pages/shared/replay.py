@@ -33,7 +33,9 @@ def label(turn: Turn, progress: dict[str, RowProgress], known: Registry, can_ans
     if len(live) == len(stored):
         head = "Live: answered just now and kept in the store"
     else:
-        head = f"Replay from the store: answered {_date(max(s.created for s in stored))}" + ("" if can_answer else ", because the models are not on this machine")
+        head = f"Replay from the store: answered {_date(max(s.created for s in stored))}" + (
+            "" if can_answer else ", because the models are not on this machine"
+        )
     st.caption(look.plain(f"{head}. Weights: {made}. {how.capitalize()}."))
     if changed:
         st.warning(look.plain(f"These answers were made with other weights of {', '.join(changed)} than those here now. Answer again to see today's."))
