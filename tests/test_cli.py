@@ -94,7 +94,23 @@ def test_doctor_names_a_broken_entry(run_cli, tmp_path: Path):
 def test_a_killed_run_goes_on_where_it_was(run_cli, tiny_registry, tmp_path: Path):
     prompts = tmp_path / "many.txt"
     prompts.write_text("\n".join(f"prompt number {n}" for n in range(80)))
-    command = ["generate", "--variant", "tiny", "--variant", "odd", "--prompts", str(prompts), "--samples", "2", "--max-new-tokens", "60", "--temperature", "1", "--save", "--json"]
+    command = [
+        "generate",
+        "--variant",
+        "tiny",
+        "--variant",
+        "odd",
+        "--prompts",
+        str(prompts),
+        "--samples",
+        "2",
+        "--max-new-tokens",
+        "60",
+        "--temperature",
+        "1",
+        "--save",
+        "--json",
+    ]
     process = subprocess.Popen([sys.executable, "-m", "backend", *command], cwd=CHECKOUT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     store = Path(os.environ["PERSONASCOPE_HOME"]) / "results" / "rollouts"
     while process.poll() is None and len(list(store.glob("[!.]*/manifest.json"))) < 4:
@@ -125,7 +141,22 @@ def test_a_full_disk_while_answering_loses_no_answer(run_cli, tiny_registry, sma
     for name in ("models.toml", "organisms.toml"):
         (home / name).write_bytes((Path(os.environ["PERSONASCOPE_HOME"]) / name).read_bytes())
     (small_disk / "filler").write_bytes(b"x" * 2_085_000)
-    done = run_cli("generate", "--variant", "tiny", "--prompt", "hello", "--samples", "32", "--max-new-tokens", "100", "--temperature", "1", "--save", "--json", PERSONASCOPE_HOME=str(home))
+    done = run_cli(
+        "generate",
+        "--variant",
+        "tiny",
+        "--prompt",
+        "hello",
+        "--samples",
+        "32",
+        "--max-new-tokens",
+        "100",
+        "--temperature",
+        "1",
+        "--save",
+        "--json",
+        PERSONASCOPE_HOME=str(home),
+    )
     assert "not saved. No space left" in done.stderr
     assert len(json.loads(done.stdout)) == 32
     assert not list(home.glob("results/**/*.part"))

@@ -61,8 +61,6 @@ def save(rollouts: Sequence[Rollout], manifest: dict[str, Any], *, name: str | N
 
 def find(keys: Iterable[str]) -> dict[str, Stored]:
     """Stored rows by key; where a row was answered more than once, the latest."""
-    import duckdb
-
     places = _places()
     runs: dict[Path, list[str]] = {}
     for key in set(keys):
@@ -70,13 +68,9 @@ def find(keys: Iterable[str]) -> dict[str, Stored]:
             runs.setdefault(places[key], []).append(key)
     found: dict[str, Stored] = {}
     for folder, wanted in runs.items():
-        manifest = read_manifest(folder)
-        with duckdb.connect() as connection:
-            relation = connection.execute(f"SELECT * FROM read_parquet(?) WHERE key IN ({', '.join('?' * len(wanted))})", [str(folder / _TABLE), *wanted])
-            names = [column[0] for column in relation.description]
-            for values in relation.fetchall():
-                rollout = _from_record(dict(zip(names, values, strict=True)))
-                found[rollout.key] = Stored(rollout, manifest.get("created", ""), folder.name, folder.is_relative_to(CACHED_RESULTS))
+        created = _index(folder).created
+        for rollout in _query(folder, f"WHERE key IN ({', '.join('?' * len(wanted))})", wanted):
+            found[rollout.key] = Stored(rollout, created, folder.name, folder.is_relative_to(CACHED_RESULTS))
     return found
 
 
@@ -86,14 +80,9 @@ def read_run(name: str) -> tuple[list[Rollout], dict[str, Any]]:
     Raises:
         ResultMissingError: There is no such run.
     """
-    import duckdb
-
     for root in roots():
         if (root / name / _TABLE).exists():
-            with duckdb.connect() as connection:
-                relation = connection.execute("SELECT * FROM read_parquet(?)", [str(root / name / _TABLE)])
-                names = [column[0] for column in relation.description]
-                return [_from_record(dict(zip(names, values, strict=True))) for values in relation.fetchall()], read_manifest(root / name)
+            return _query(root / name, "", []), read_manifest(root / name)
     raise ResultMissingError(f"The run {name!r} is not in the store.", f"python -m backend generate --prompts open_questions --samples 4 --save-as {name}")
 
 
@@ -105,25 +94,54 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         return {}
 
 
+@dataclass(frozen=True, slots=True)
+class _Index:
+    """What a run holds, in short."""
+
+    keys: tuple[str, ...]
+    created: str
+
+
 def _places() -> dict[str, Path]:
     """Row key to the folder of its latest run."""
-    folders = [f for root in roots() if root.exists() for f in root.iterdir() if (f / _TABLE).exists() and not f.name.startswith(".")]
+    folders = [f for root in roots() if root.exists() for f in root.iterdir() if not f.name.startswith(".")]
     places: dict[str, Path] = {}
-    for folder in sorted(folders, key=lambda f: read_manifest(f).get("created", "")):
-        for key in _keys_of(folder, (folder / _TABLE).stat().st_mtime_ns):
+    for folder, index in sorted(((f, _index(f)) for f in folders), key=lambda pair: pair[1].created):
+        for key in index.keys:
             places[key] = folder
     return places
 
 
-@lru_cache(maxsize=2000)
-def _keys_of(folder: Path, _modified: int) -> tuple[str, ...]:
+def _index(folder: Path) -> _Index:
+    try:
+        return _read_index(folder, (folder / _TABLE).stat().st_mtime_ns)
+    except OSError:
+        return _Index((), "")  # no run, or one that is being replaced
+
+
+@lru_cache(maxsize=10_000)
+def _read_index(folder: Path, _modified: int) -> _Index:
     import pyarrow.lib
     import pyarrow.parquet as pq
 
     try:
-        return tuple(pq.read_table(folder / _TABLE, columns=["key"]).column(0).to_pylist())
+        keys = pq.read_table(folder / _TABLE, columns=["key"]).column(0).to_pylist()
     except (OSError, pyarrow.lib.ArrowException, KeyError):
-        return ()  # a damaged run hides itself, not the others
+        keys = []  # a damaged run hides itself, not the others
+    return _Index(tuple(keys), read_manifest(folder).get("created", ""))
+
+
+def _query(folder: Path, where: str, parameters: list[str]) -> list[Rollout]:
+    """Rows of a run; none if it was taken away or damaged meanwhile."""
+    import duckdb
+
+    try:
+        with duckdb.connect() as connection:
+            relation = connection.execute(f"SELECT * FROM read_parquet(?) {where}", [str(folder / _TABLE), *parameters])
+            names = [column[0] for column in relation.description]
+            return [_from_record(dict(zip(names, values, strict=True))) for values in relation.fetchall()]
+    except duckdb.Error:
+        return []
 
 
 def _schema():

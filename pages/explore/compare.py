@@ -122,7 +122,7 @@ typed = (
     else None
 )
 missing.show(variants, here, known)
-if fault := st.session_state.get("fault"):
+if fault := st.session_state.pop("fault", ""):
     st.error(look.plain(fault))
 if typed is not None:
     if not typed.strip():

@@ -1,6 +1,7 @@
 """Overview: what emergent misalignment is, what became of the organism, and where to go."""
 
 import random
+from urllib.parse import urlencode
 
 import pandas as pd
 import streamlit as st
@@ -46,13 +47,17 @@ except BackendError as fault:
 
 st.subheader(f"What became of {known.organisms[HEADLINE].title.lower()}" if HEADLINE in known.organisms else "What became of it")
 sampling = rollouts[0].sampling
-st.caption(
-    f"Chosen by rule: the prompts with the largest, median and smallest difference from the base, of {len(headline)}. Shown is the first of {headline[0].n} sampled answers, temperature {sampling.temperature:g}."
-)
 first = {(r.variant, r.prompt_id): r for r in rollouts if r.sample == 0}
+columns = []
 for label, row in divergence.examples(headline):
-    answers.show_prompt(f"{label} difference: {row.divergence:.2f} nats per token", row.prompt)
-    answers.show_grid([answers.card_of_rollout(first[v, row.prompt_id], known) for v in ("base", HEADLINE) if (v, row.prompt_id) in first])
+    shown = [answers.card_of_rollout(first[v, row.prompt_id], known) for v in ("base", HEADLINE) if (v, row.prompt_id) in first]
+    query = urlencode({"v": ["base", HEADLINE], "set": RUN, "prompt": row.prompt_id, "samples": row.n}, doseq=True)
+    columns.append(answers.Example(f"{label} difference: {row.divergence:.2f} nats per token", row.prompt, shown, f"compare?{query}"))
+answers.show_examples(columns)
+st.caption(
+    f"Chosen by rule: of {len(headline)} open questions, those with the largest, median and smallest difference from the base. "
+    f"Shown is the first of {headline[0].n} sampled answers, temperature {sampling.temperature:g}."
+)
 
 points, means = [], []
 jitter = random.Random(0)

@@ -68,6 +68,32 @@ def show_prompt(label: str, text: str) -> None:
     st.html(f'<div class="ps-prompt"><div class="ps-label">{escape(label)}</div><div class="ps-text" dir="auto">{escape(text)}</div></div>')
 
 
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A prompt with the variants' answers, cut short; the link leads to all of it."""
+
+    label: str
+    prompt: str
+    cards: list[Card]
+    link: str
+
+
+def show_examples(examples: list[Example]) -> None:
+    """Examples beside each other, each with its answers under each other."""
+    columns = []
+    for example in examples:
+        said = "".join(
+            f'<div class="ps-said ps-role-{c.role}"><div class="ps-name"><span class="ps-symbol" aria-hidden="true">{ROLES[c.role].symbol}</span>'
+            f'<span>{escape(c.title)}</span></div><div class="ps-text ps-clamp" dir="auto">{escape(c.text)}</div></div>'
+            for c in example.cards
+        )
+        columns.append(
+            f'<div class="ps-card"><div class="ps-label">{escape(example.label)}</div><div class="ps-text ps-asked" dir="auto">{escape(example.prompt)}</div>{said}'
+            f'<a class="ps-more" href="{escape(example.link)}" target="_self">All answers to this</a></div>'
+        )
+    st.html(f'<div class="ps-grid">{"".join(columns)}</div>')
+
+
 def show_difference(left: Card, right: Card) -> None:
     """The right answer with what the left one has struck out and what it lacks underlined, word by word."""
     pieces = []

@@ -1,0 +1,100 @@
+"""A real server and a real Chromium."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from conftest import CHECKOUT, skip_or_fail
+
+FLAGS = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+ARTIFACTS = CHECKOUT / "test-artifacts"
+
+
+@contextmanager
+def served(home: Path, **environment: str) -> Iterator[str]:
+    """The dashboard on a free port, as `make run` starts it; its address."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    log = home.parent / f"server-{port}.log"
+    process = subprocess.Popen(
+        [sys.executable, "serve.py", str(port)],
+        cwd=CHECKOUT,
+        env=os.environ | {"PERSONASCOPE_HOME": str(home)} | environment,
+        stdout=log.open("w"),
+        stderr=subprocess.STDOUT,
+    )
+    address = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(300):
+            if process.poll() is not None:
+                raise RuntimeError(log.read_text())
+            try:
+                urllib.request.urlopen(f"{address}/_stcore/health", timeout=1).close()
+                break
+            except OSError:
+                time.sleep(0.1)
+        yield address
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+        told = log.read_text()
+    assert "Traceback" not in told, told[-4000:]
+
+
+@pytest.fixture(scope="session")
+def chromium():
+    """A browser; without one the tests are skipped loudly, and fail in CI."""
+    from playwright.sync_api import Error, sync_playwright
+
+    with sync_playwright() as playwright:
+        path = next((p for p in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if p), None)
+        try:
+            browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
+        except Error as fault:
+            skip_or_fail(
+                f"No Chromium for the browser tests ({fault.message.splitlines()[0]}). apt-get install chromium, or: .venv/bin/playwright install chromium"
+            )
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def new_page(chromium):
+    """Open pages in browser contexts of their own, each like a fresh browser."""
+    contexts = []
+
+    def open_page(url: str, *, width: int = 1440, height: int = 1000, dark: bool = False, touch: bool = False):
+        context = chromium.new_context(viewport={"width": width, "height": height}, color_scheme="dark" if dark else "light", has_touch=touch)
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(60_000)
+        page.goto(url)
+        page.locator("h1").first.wait_for()
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory, base_model, chromium) -> Iterator[str]:
+    """One server on the embedded model for the tests that don't need a fresh one."""
+    with served(tmp_path_factory.mktemp("served") / "home") as address:
+        yield address
+
+
+def settle(page) -> None:
+    """Wait until the page's script has run to its end."""
+    page.wait_for_function("() => !document.querySelector('[data-testid=stStatusWidget]') && document.querySelector('[data-test-script-state=notRunning]')")

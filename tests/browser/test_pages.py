@@ -1,0 +1,69 @@
+"""Every page of a fresh server, in light and dark, wide and narrow, held to axe; pictures go to test-artifacts/."""
+
+from pathlib import Path
+
+import pytest
+
+from .conftest import ARTIFACTS, served, settle
+
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
+PAGES = {"overview": "/", "compare": "/compare", "compare-replay": "/compare?set=open_questions&v=base&v=reckless&v=scornful", "organisms": "/organisms"}
+
+
+@pytest.mark.parametrize("page_name", PAGES)
+def test_a_deep_link_is_the_first_visit_of_a_fresh_server(page_name: str, new_page, base_model, tmp_path: Path):
+    with served(tmp_path / "home") as address:
+        page = new_page(address + PAGES[page_name])
+        settle(page)
+        assert page.get_by_text("Page not found").count() == 0
+        assert page.get_by_role("alert").count() == 0
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("page_name", PAGES)
+def test_axe_finds_no_serious_fault(page_name: str, dark: bool, server: str, new_page):
+    from axe_playwright_python.sync_playwright import Axe
+
+    page = new_page(server + PAGES[page_name], dark=dark)
+    settle(page)
+    ARTIFACTS.mkdir(exist_ok=True)
+    page.screenshot(path=ARTIFACTS / f"{page_name}-{'dark' if dark else 'light'}.png", full_page=True)
+    results = Axe().run(page, context={"exclude": [["[data-testid=stSidebarNavItems]"]]})  # Streamlit's own list
+    found = [f"{v['id']}: {v['nodes'][0]['html'][:200]}" for v in results.response["violations"] if v["impact"] in ("serious", "critical")]
+    assert found == []
+
+
+@pytest.mark.parametrize("page_name", PAGES)
+@pytest.mark.parametrize("width", [390, 2560])
+def test_pages_fit_phones_and_wide_monitors(page_name: str, width: int, server: str, new_page):
+    page = new_page(server + PAGES[page_name], width=width, touch=width < 500)
+    settle(page)
+    page.screenshot(path=ARTIFACTS / f"{page_name}-{width}.png")
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    widest = page.evaluate("Math.max(0, ...[...document.querySelectorAll('.ps-text')].map(e => e.clientWidth / parseFloat(getComputedStyle(e).fontSize)))")
+    assert widest <= 60  # em: lines stay readable however wide the monitor
+
+
+def test_nothing_is_loaded_from_elsewhere(server: str, new_page):
+    page = new_page(server)
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    for path in PAGES.values():
+        page.goto(server + path)
+        page.locator("h1").first.wait_for()
+        settle(page)
+    assert [url for url in asked if not url.startswith((server, server.replace("http", "ws"), "data:", "blob:"))] == []
+
+
+def test_pages_are_reached_by_keyboard_alone(server: str, new_page):
+    page = new_page(server + "/compare")
+    settle(page)
+    reached = set()
+    for _ in range(60):
+        page.keyboard.press("Tab")
+        reached.add(
+            page.evaluate(
+                "document.activeElement.getAttribute('data-testid') || document.activeElement.getAttribute('aria-label') || document.activeElement.tagName"
+            )
+        )
+    assert "stChatInputTextArea" in reached
