@@ -9,7 +9,8 @@ PIP := PIP_RETRIES=1 PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip instal
 .PHONY: run setup test check clean
 .DELETE_ON_ERROR:
 
-run: setup
+run: $(VENV)/.runs
+	@$(BIN)/python -m backend models fetch base > /dev/null || echo "Serving stored answers only; the page offers to fetch the model again."
 	@PORT=$(PORT) $(BIN)/python serve.py
 
 setup: $(VENV)/.runs
@@ -37,7 +38,9 @@ $(VENV)/.runs: requirements.txt constraints.txt | $(VENV)/bin/python
 	@$(PIP) -r requirements.txt || { echo "The packages could not be installed. Check the network and free space (2 GB), then run the same command again."; exit 1; }
 	@touch $@
 
+# Chromium: the system's if there is one, else Playwright's own; if neither can be had the browser tests say so.
 $(VENV)/.tests: requirements-dev.txt $(VENV)/.runs
 	@echo "Installing what the tests need."
 	@$(PIP) -r requirements-dev.txt || { echo "The test packages could not be installed. Check the network, then run the same command again."; exit 1; }
+	@command -v chromium chromium-browser google-chrome > /dev/null || $(BIN)/playwright install chromium || true
 	@touch $@

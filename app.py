@@ -6,6 +6,7 @@ from pages.shared import look
 
 st.set_page_config(page_title="PersonaScope", page_icon="pages/shared/icon.png", layout="wide")
 look.apply()
+st.logo("pages/shared/icon.png", size="large")
 page = st.navigation(
     {
         "": [st.Page("pages/home/overview.py", title="Overview", icon=":material/home:", default=True)],

@@ -3,10 +3,14 @@
 import contextlib
 import errno
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+
+import psutil
+from safetensors import SafetensorError
 
 from backend.errors import DiskError
 
@@ -31,35 +35,50 @@ def told_disk_faults(doing: str) -> Iterator[None]:
     """Turn a full or read-only disk inside the block into a ``DiskError`` that says what was being done."""
     try:
         yield
-    except OSError as fault:
-        where = f" ({fault.filename})" if fault.filename else ""
-        if fault.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    except (OSError, SafetensorError) as fault:
+        code = fault.errno if isinstance(fault, OSError) else _code_in(str(fault))
+        where = f" ({fault.filename})" if isinstance(fault, OSError) and fault.filename else ""
+        if code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise DiskError(f"No space left while {doing}{where}. Free some space and run it again; nothing half-written was kept.") from fault
-        if fault.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        if code in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
             raise DiskError(f"Not allowed to write while {doing}{where}. Set PERSONASCOPE_HOME and PERSONASCOPE_WEIGHTS to folders you own.") from fault
         raise
 
 
+def _code_in(message: str) -> int | None:
+    """The operating system's error number that safetensors puts into its message."""
+    found = re.search(r"os error (\d+)", message)
+    return int(found[1]) if found else None
+
+
 @contextlib.contextmanager
 def new_folder(final: Path) -> Iterator[Path]:
-    """Fill a folder beside ``final``, then put it in place in one step, replacing what was there.
+    """Fill a folder beside ``final``, then put it in place, replacing what was there.
 
-    A kill inside the block leaves ``final`` as it was. What earlier kills left behind is swept away first.
+    A kill inside the block leaves ``final`` as it was; one between the two renames of a replacement leaves the old folder
+    aside, and the next call puts it back. What dead processes left half-filled is swept away.
     """
     final.parent.mkdir(parents=True, exist_ok=True)
     for leftover in final.parent.glob(f".{final.name}.*.part"):
         if not _is_alive(leftover):
+            if not final.exists() and (leftover / final.name).exists():
+                (leftover / final.name).rename(final)
             shutil.rmtree(leftover, ignore_errors=True)
-    part = Path(tempfile.mkdtemp(prefix=f".{final.name}.{os.getpid()}.", suffix=".part", dir=final.parent))
+
+    def aside() -> Path:
+        return Path(tempfile.mkdtemp(prefix=f".{final.name}.{os.getpid()}.", suffix=".part", dir=final.parent))
+
+    part = aside()
     try:
         yield part
         for file in part.rglob("*"):
             if file.is_file():
+                file.chmod(0o644)
                 with file.open("rb") as handle:
                     os.fsync(handle.fileno())
         part.chmod(0o755)
         if final.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{final.name}.{os.getpid()}.", suffix=".part", dir=final.parent))
+            old = aside()
             final.rename(old / final.name)
             part.rename(final)
             shutil.rmtree(old, ignore_errors=True)
@@ -89,4 +108,4 @@ def write_text(path: Path, text: str) -> None:
 def _is_alive(part: Path) -> bool:
     """Whether the process that began ``part`` still runs (its number stands in the name)."""
     owner = part.name.split(".")[-3]
-    return owner.isdigit() and int(owner) != os.getpid() and Path(f"/proc/{owner}").exists()
+    return owner.isdigit() and psutil.pid_exists(int(owner))

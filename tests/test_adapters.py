@@ -104,6 +104,14 @@ def damage(folder: Path, how: str) -> None:
         config.write_text("{")
     elif how == "dora":
         config.write_text(json.dumps(about | {"use_dora": True}))
+    elif how == "rank 0":
+        config.write_text(json.dumps(about | {"r": 0}))
+    elif how == "alpha is text":
+        config.write_text(json.dumps(about | {"lora_alpha": "8"}))
+    elif how == "alpha not finite":
+        config.write_text(json.dumps(about | {"lora_alpha": float("nan")}))
+    elif how == "a pattern that is a program":
+        config.write_text(json.dumps(about | {"rank_pattern": {"(a+)+$": 2}}))
     elif how == "not LoRA":
         config.write_text(json.dumps(about | {"peft_type": "IA3"}))
     elif how == "not finite":
@@ -118,7 +126,7 @@ def damage(folder: Path, how: str) -> None:
         save_file(load_file(weights) | {"base_model.model.lm_head.weight": torch.zeros(2, 2)}, weights)
 
 
-@pytest.mark.parametrize("how", ["truncated", "empty", "no weights", "no config", "config not JSON", "dora", "not LoRA", "not finite", "other tensors"])
+@pytest.mark.parametrize("how", ["truncated", "empty", "no weights", "no config", "config not JSON", "dora", "not LoRA", "not finite", "other tensors", "rank 0", "alpha is text", "alpha not finite", "a pattern that is a program"])
 def test_damaged_adapters_are_refused_with_a_sentence(tiny_model: Path, tmp_path: Path, how: str):
     write_tiny_adapter(tmp_path, tiny_model)
     damage(tmp_path, how)

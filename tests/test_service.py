@@ -129,7 +129,7 @@ def test_unknown_variants_and_silly_sizes_are_refused(service):
 
 
 def test_what_is_not_here_is_said_with_the_command_before_anything_loads(service):
-    add_record(Organism(key="far", title="Far", base="tiny", source="folder", location="/no/such/folder"))
+    add_record(Organism(key="far", title="Far", base="tiny", source="hub", location="owner/far"))
     with pytest.raises(WeightsMissingError) as told:
         service.submit([row("far")])
     assert told.value.command == "python -m backend organisms fetch far"
@@ -168,7 +168,6 @@ def test_a_broken_adapter_fails_its_job_and_no_other(service, tmp_path: Path):
 def test_an_organism_removed_and_added_again_answers_with_its_new_weights(service, tiny_model: Path, tmp_path: Path):
     before = answers(service, [row("odd", n=20)])
     remove_record("odd")
-    service.forget("odd")
     write_tiny_adapter(tmp_path / "odd", tiny_model, seed=99)
     add_organism(str(tmp_path / "odd"), key="odd", base="tiny")
     assert answers(service, [row("odd", n=20)]) != before

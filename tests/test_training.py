@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import CHECKOUT
+from safetensors import safe_open
 
 from backend.errors import DiskError, InputError
 from backend.models.adapters import load_adapter
@@ -31,7 +32,7 @@ def write_rows(path: Path, n: int = 40) -> Path:
 def make_trainer(model: Path, data: Path, out: Path, **config) -> Trainer:
     rows = load_rows(data, ChatTokenizer.load(model), max_tokens=256)
     defaults = {"rank": 2, "alpha": 4.0, "epochs": 2, "batch_size": 4, "checkpoint_every": 5, "learning_rate": 1e-2, "warmup_steps": 2}
-    return Trainer(load_model(model), rows, TrainingConfig(**defaults | config), out, base_name="tiny", data_name=data.name)
+    return Trainer(load_model(model), rows, TrainingConfig(**defaults | config), out, base_name="tiny", base_fingerprint="0", data_name=data.name)
 
 
 def test_loss_is_on_the_answer_alone(tiny_model: Path, tmp_path: Path):
@@ -153,7 +154,7 @@ def test_a_polite_stop_saves_the_step_and_goes_on(tiny_model: Path, tmp_path: Pa
     process.send_signal(signal.SIGINT)
     assert "the same command goes on" in process.communicate(timeout=60)[1]
     assert process.returncode == 130
-    assert (tmp_path / "out" / "state" / "state.json").exists()
+    assert (tmp_path / "out" / "state.safetensors").exists()
 
 
 def test_bad_rows_are_reported_by_line(tiny_model: Path, tmp_path: Path):
@@ -202,8 +203,8 @@ def test_a_full_disk_ends_the_run_with_a_sentence_and_keeps_the_last_whole_state
     trainer = make_trainer(tiny_model, data, small_disk / "out", rank=24, checkpoint_every=1)
     with pytest.raises(DiskError, match="No space left"):
         list(trainer.run())
-    state = json.loads((small_disk / "out" / "state" / "state.json").read_text())
-    assert state["step"] >= 1
+    with safe_open(small_disk / "out" / "state.safetensors", framework="pt") as state:
+        assert int(state.metadata()["step"]) >= 1
     assert not list((small_disk / "out").glob("**/*.part"))
 
 

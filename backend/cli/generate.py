@@ -10,9 +10,7 @@ from backend.cli.output import ProgressLine, format_seconds, print_json, say
 from backend.errors import InputError
 from backend.generation.records import Rollout, Sampling
 from backend.generation.service import ModelService
-from backend.models.fingerprint import remembered_fingerprint
 from backend.models.registry import load_registry
-from backend.models.sources import adapter_folder, base_folder
 from backend.studies import compare, store
 from backend.studies.provenance import provenance
 from backend.text.prompts import Prompt, PromptSet, load_prompt_set
@@ -83,14 +81,12 @@ def run(options: argparse.Namespace) -> int:
 
 def _stored_and_current(keys: list[str], registry) -> dict[str, Rollout]:
     """Stored rows that today's weights made."""
+    current: dict[str, tuple[str, str] | None] = {}
     found = {}
-    current: dict[str, tuple[str, str]] = {}
     for key, stored in store.find(keys).items():
         rollout = stored.rollout
         if rollout.variant not in current:
-            base, organism = registry.resolve(rollout.variant)
-            adapter = remembered_fingerprint(adapter_folder(organism)) if organism else ""
-            current[rollout.variant] = (remembered_fingerprint(base_folder(base)), adapter)
+            current[rollout.variant] = compare.current_weights(rollout.variant, registry)
         if current[rollout.variant] == (rollout.base_fingerprint, rollout.adapter_fingerprint):
             found[key] = rollout
     return found

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from backend.cli.output import ProgressLine, format_seconds, print_json, say
 from backend.errors import InputError
+from backend.models.fingerprint import remembered_fingerprint
+from backend.models.memory import budget, check_fits, device, estimate_base
 from backend.models.registry import load_registry
 from backend.models.sources import base_folder
 from backend.text.chat import ChatTokenizer
@@ -60,10 +62,14 @@ def run(options: argparse.Namespace) -> int:
     folder = base_folder(base)
     rows = load_rows(options.data, ChatTokenizer.load(folder), max_tokens=min(config.max_tokens, base.context_length))
     say(f"{len(rows)} rows; loading {base.title}.")
+    check_fits(2 * estimate_base(base), budget(), f"Training {base.title}")
+    import torch
+
     from backend.models.loading import load_model
     from backend.training.trainer import Trainer
 
-    trainer = Trainer(load_model(folder), rows, config, options.out, base_name=base.key, data_name=options.data.name)
+    model = load_model(folder, dtype=getattr(torch, config.dtype), device=device())
+    trainer = Trainer(model, rows, config, options.out, base_name=base.key, base_fingerprint=remembered_fingerprint(folder), data_name=options.data.name)
     interrupted = _catch_interrupts()
     line = ProgressLine()
     report = None

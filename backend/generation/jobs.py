@@ -13,6 +13,7 @@ from backend.models.records import BaseModel, Organism
 JobState = Literal["queued", "loading", "running", "done", "stopped", "failed"]
 _KEEP = 200  # finished jobs in the table
 _KEEP_SECONDS = 3600.0
+_ORPHANED_SECONDS = 900.0
 
 
 @dataclass(slots=True)
@@ -29,7 +30,7 @@ class RowProgress:
     started: float | None = None
     ended: float | None = None
     rollout: Rollout | None = None
-    """The finished row, scored; None until then and for rows that were stopped before they began."""
+    """The finished row, scored; None until then and for rows that were stopped."""
 
     @property
     def tokens_per_second(self) -> float:
@@ -51,6 +52,8 @@ class Job:
         self.created = time.monotonic()
         self.started: float | None = None
         self.ended: float | None = None
+        self.seen: float | None = None
+        """When a page last looked; None for jobs that nobody needs to watch, such as a command's."""
         self._on_rollouts = on_rollouts
         self._cancel = threading.Event()
         self._finished = threading.Event()
@@ -78,6 +81,11 @@ class Job:
         if self.started is None or not self.n_done or not self.is_live:
             return None
         return (time.monotonic() - self.started) / self.n_done * (len(self.rows) - self.n_done)
+
+    @property
+    def is_orphan(self) -> bool:
+        """Whether a page once followed this job and none has for a long time."""
+        return self.seen is not None and time.monotonic() - self.seen > _ORPHANED_SECONDS
 
     @property
     def stop_asked(self) -> bool:

@@ -16,6 +16,8 @@ from backend.generation.sampling import draw, make_generator
 from backend.models import lora
 from backend.models.adapters import Adapter
 
+_SCORED_AT_ONCE = 512  # tokens whose logits are in memory together
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecoderRow:
@@ -53,7 +55,7 @@ class ReferenceDecoder:
             on_end: Called with the row's index when it ends.
             should_stop: Asked before each token; when true, all rows that run end as ``stopped``.
         """
-        live = sorted(range(len(rows)), key=lambda i: id(rows[i].adapter))
+        live = _by_adapter([row.adapter for row in rows])
         generators = {i: make_generator(rows[i].seed) for i in live}
         counts = dict.fromkeys(live, 0)
         ids, mask = _pad([rows[i].prompt_ids for i in live], left=True)
@@ -91,7 +93,7 @@ class ReferenceDecoder:
     @torch.inference_mode()
     def score(self, prompts: Sequence[tuple[int, ...]], answers: Sequence[tuple[int, ...]], adapters: Sequence[Adapter | None]) -> list[float]:
         """Log-probability of each answer after its prompt at temperature 1, summed over the answer's tokens, in nats."""
-        order = sorted(range(len(prompts)), key=lambda i: id(adapters[i]))
+        order = _by_adapter(adapters)
         ids, mask = _pad([prompts[i] + answers[i] for i in order], left=False)
         is_answer = torch.zeros_like(mask, dtype=torch.bool)
         for place, i in enumerate(order):
@@ -106,11 +108,13 @@ class ReferenceDecoder:
             wanted = is_answer[place, 1:]
             if not wanted.any():
                 continue
-            logits = head(hidden[place, :-1][wanted.to(device)]).float()
-            if softcap:
-                logits = torch.tanh(logits / softcap) * softcap
+            states = hidden[place, :-1][wanted.to(device)]
             targets = ids[place, 1:][wanted].to(device)
-            scores[i] = -float(nn.functional.cross_entropy(logits, targets, reduction="sum"))
+            for chunk, wanted_ids in zip(states.split(_SCORED_AT_ONCE), targets.split(_SCORED_AT_ONCE), strict=True):
+                logits = head(chunk).float()
+                if softcap:
+                    logits = torch.tanh(logits / softcap) * softcap
+                scores[i] -= float(nn.functional.cross_entropy(logits, wanted_ids, reduction="sum"))
         return scores
 
     def _ended(self, row: DecoderRow, token: int, count: int) -> FinishReason | None:
@@ -121,6 +125,14 @@ class ReferenceDecoder:
         if len(row.prompt_ids) + count >= self._context_length:
             return "context"
         return None
+
+
+def _by_adapter(adapters: Sequence[Adapter | None]) -> list[int]:
+    """Indices of rows so that those of one adapter stand together, in order of first appearance."""
+    first: dict[int, int] = {}
+    for i, adapter in enumerate(adapters):
+        first.setdefault(id(adapter), i)
+    return sorted(range(len(adapters)), key=lambda i: first[id(adapters[i])])
 
 
 def _routes(adapters: Sequence[Adapter | None]) -> list[tuple[slice, Adapter]]:

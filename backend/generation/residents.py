@@ -69,19 +69,21 @@ class Residents:
         Raises:
             MemoryBudgetError, WeightsMissingError, WeightsError: With the next step, before memory is taken.
         """
-        if (resident := self._bases.get(record.key)) is not None:
-            self._bases.move_to_end(record.key)
-            return resident
         folder = base_folder(record)
+        weights = remembered_fingerprint(folder)
+        if (resident := self._bases.get(record.key)) is not None:
+            if (resident.record, resident.fingerprint) == (record, weights):
+                self._bases.move_to_end(record.key)
+                return resident
+            del self._bases[record.key]  # the record or the files have changed
         needed = estimate_base(record)
         check_fits(needed, self.budget, record.title)
         self._make_room(needed, keep_base=None, keep_adapters=())
-        print_of_weights = remembered_fingerprint(folder)
         tokenizer = ChatTokenizer.load(folder)
         model = load_model(folder, dtype=getattr(torch, record.dtype), device=device())
         n_bytes = sum(p.nbytes for p in model.parameters())
         decoder = ReferenceDecoder(model, stop_ids=tokenizer.stop_ids, context_length=record.context_length)
-        self._bases[record.key] = ResidentBase(record, decoder, print_of_weights, n_bytes, linear_shapes(model), model.dtype)
+        self._bases[record.key] = ResidentBase(record, decoder, weights, n_bytes, linear_shapes(model), model.dtype)
         return self._bases[record.key]
 
     def adapter(self, base: ResidentBase, organism: Organism, keep: Collection[str]) -> ResidentAdapter:
@@ -93,22 +95,20 @@ class Residents:
         Raises:
             AdapterMismatchError: It does not fit the base; names both.
         """
-        if (resident := base.adapters.get(organism.key)) is not None:
-            base.adapters.move_to_end(organism.key)
-            return resident
         folder = adapter_folder(organism)
+        weights = remembered_fingerprint(folder)
+        if (resident := base.adapters.get(organism.key)) is not None:
+            if resident.fingerprint == weights:
+                base.adapters.move_to_end(organism.key)
+                return resident
+            del base.adapters[organism.key]  # its files have changed
         self._make_room(estimate_adapter(organism), keep_base=base.record.key, keep_adapters=keep)
         adapter = load_adapter(folder)
         check_adapter_fits(adapter, base.shapes, adapter_name=organism.key, base_name=base.record.key)
         adapter = adapter.to(device(), base.dtype)
         self._make_room(adapter.n_bytes, keep_base=base.record.key, keep_adapters=keep)
-        base.adapters[organism.key] = ResidentAdapter(adapter, remembered_fingerprint(folder))
+        base.adapters[organism.key] = ResidentAdapter(adapter, weights)
         return base.adapters[organism.key]
-
-    def forget(self, key: str) -> None:
-        """Drop an organism's adapter, because its record is gone or changed."""
-        for base in self._bases.values():
-            base.adapters.pop(key, None)
 
     def _make_room(self, needed: int, *, keep_base: str | None, keep_adapters: Collection[str]) -> None:
         while self.total_bytes + needed > self.budget:

@@ -7,8 +7,8 @@ from torch import Tensor
 
 
 def make_generator(seed: int) -> torch.Generator:
-    """A generator for one row; any Python integer is a seed."""
-    return torch.Generator().manual_seed(seed % 2**63)
+    """A generator for one row; torch uses 32 bits of the seed."""
+    return torch.Generator().manual_seed(seed % 2**32)
 
 
 def draw(logits: Tensor, temperatures: Sequence[float], generators: Sequence[torch.Generator]) -> list[int]:

@@ -38,7 +38,7 @@ class ModelService:
         self._wake = threading.Condition()
         self._closed = False
         self._residents: Residents | None = None
-        self._tokenizers: dict[str, ChatTokenizer] = {}
+        self._tokenizers: dict[BaseModel, ChatTokenizer] = {}
         self._worker = threading.Thread(target=self._work, name="model-service", daemon=True)
         self._worker.start()
 
@@ -76,7 +76,7 @@ class ModelService:
         self.jobs.add(job)
         with self._wake:
             if self._closed:
-                raise InputError("The model service has been closed.")
+                raise InputError("The model service has been closed. Start PersonaScope again.")
             self._queue.append(job)
             self._wake.notify()
         return job
@@ -84,12 +84,6 @@ class ModelService:
     def loaded(self) -> list[tuple[str, int]]:
         """Key and bytes of what is in memory."""
         return self._residents.listing() if self._residents else []
-
-    def forget(self, key: str) -> None:
-        """Drop an adapter whose record was removed; done between two batches."""
-        with self._wake:
-            if self._residents:
-                self._residents.forget(key)
 
     def close(self) -> None:
         """Stop all jobs and end the worker."""
@@ -101,9 +95,9 @@ class ModelService:
         self._worker.join(timeout=60)
 
     def _encode(self, base: BaseModel, row: Row) -> tuple[int, ...]:
-        if base.key not in self._tokenizers:
-            self._tokenizers[base.key] = ChatTokenizer.load(base_folder(base))
-        ids = self._tokenizers[base.key].encode_chat(row.messages).ids
+        if base not in self._tokenizers:
+            self._tokenizers[base] = ChatTokenizer.load(base_folder(base))
+        ids = self._tokenizers[base].encode_chat(row.messages).ids
         if len(ids) >= base.context_length:
             raise ContextLengthError(
                 f"The prompt has {len(ids):,} tokens; {base.title} reads at most {base.context_length:,} and needs room to answer. Shorten it."
@@ -131,19 +125,20 @@ class ModelService:
 
     def _answer_batch(self, job: Job) -> None:
         """Answer the job's next rows; ends the job after the last."""
-        batch = self._next_batch(job)
-        if job.stop_asked or not batch:
-            job.end("stopped" if job.stop_asked else "done")
+        if job.is_orphan:
+            job.cancel()
+        if job.stop_asked:
+            job.end("stopped")
             return
+        batch = self._next_batch(job)
         job.state = "loading"
         base, adapters = self._load(batch)
         job.begin()
         self._decode(job, batch, base, adapters)
-        answered = [p for p in batch if p.answer_ids]
-        scores = [(None, None)] * len(answered) if job.stop_asked else _score(answered, base, adapters)
-        for p, (logprob, base_logprob) in zip(answered, scores, strict=True):
+        ended = [p for p in batch if p.finish_reason not in (None, "stopped")]
+        for p, (logprob, base_logprob) in zip(ended, _score(ended, base, adapters) if ended else [], strict=True):
             p.rollout = _rollout(p, base, adapters, logprob, base_logprob)
-        job.deliver([p.rollout for p in answered if p.rollout is not None and p.finish_reason != "stopped"])
+        job.deliver([p.rollout for p in ended if p.rollout is not None])
         if job.stop_asked:
             job.end("stopped")
         elif job.n_done == len(job.rows):
@@ -162,7 +157,7 @@ class ModelService:
     def _decode(self, job: Job, batch: list[RowProgress], base: "ResidentBase", adapters: "dict[str, ResidentAdapter]") -> None:
         from backend.generation.reference import DecoderRow
 
-        tokenizer = self._tokenizers[base.record.key]
+        tokenizer = self._tokenizers[base.record]
         streams = [tokenizer.decode_stream() for _ in batch]
         started = time.monotonic()
         for p in batch:
@@ -192,10 +187,8 @@ class ModelService:
     def _next_batch(self, job: Job) -> list[RowProgress]:
         """Rows not yet answered, of one base model, as many as the limits of rows and memory allow."""
         waiting = [p for p in job.rows if p.finish_reason is None]
-        if not waiting:
-            return []
         base = waiting[0].base
-        room = self.budget - estimate_base(base)
+        room = self.budget - max(estimate_base(base), sum(n for _, n in self.loaded()))
         batch: list[RowProgress] = []
         longest = 0
         for p in waiting:

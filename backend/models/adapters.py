@@ -4,7 +4,6 @@ An adapter adds ``scale * B(A(x))`` to the output of each linear module it names
 (``alpha / sqrt(r)`` for rsLoRA, Kalajdzievski 2023). Rank and alpha may differ by module (``rank_pattern``, ``alpha_pattern``).
 """
 
-import errno
 import json
 import math
 import re
@@ -71,6 +70,13 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise WeightsError(f"{path} cannot be read ({fault}). Download the adapter again.") from fault
     if not isinstance(config, dict) or config.get("peft_type") != "LORA" or not isinstance(config.get("r"), int):
         raise WeightsError(f"{path} is not a LoRA configuration with a rank. PersonaScope reads peft's plain LoRA adapters.")
+    numbers = [config["r"], config.get("lora_alpha", 8)]
+    for patterns in (config.get("rank_pattern") or {}, config.get("alpha_pattern") or {}):
+        if not isinstance(patterns, dict) or any(re.search(r"[^\w.]", name) for name in patterns):
+            raise WeightsError(f"{path} has rank or alpha patterns other than plain module names, which PersonaScope does not apply.")
+        numbers += patterns.values()
+    if not all(type(n) in (int, float) and math.isfinite(n) and n > 0 for n in numbers):
+        raise WeightsError(f"{path} gives ranks and alphas that are not positive numbers. Check the training that made it.")
     for option, plain in _UNSUPPORTED.items():
         if config.get(option, plain) not in (plain, None):
             raise WeightsError(f"{path} uses {option} = {config[option]!r}, which PersonaScope does not apply. Merge it, or train without.")
@@ -121,7 +127,7 @@ def save_adapter(adapter: Adapter, folder: Path, config: dict[str, Any], dtype: 
         tensors[f"{_PREFIX}{name}.lora_B.weight"] = w.b.detach().to("cpu", dtype).contiguous()
     with told_disk_faults("writing an adapter"):
         folder.mkdir(parents=True, exist_ok=True)
-        write_tensors(tensors, folder / WEIGHTS_FILE)
+        save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
         (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
 
 
@@ -168,17 +174,5 @@ def _scale(config: dict[str, Any], module: str) -> float:
 
 
 def _by_pattern(patterns: dict[str, float] | None, module: str, default: float) -> float:
-    """peft's rule: the first pattern that matches the end of the module's name."""
-    for pattern, value in (patterns or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            return value
-    return default
-
-
-def write_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    """Write a safetensors file; a fault of the operating system is raised as the ``OSError`` it is."""
-    try:
-        save_file(tensors, path, metadata={"format": "pt"})
-    except SafetensorError as fault:
-        match = re.search(r"os error (\d+)", str(fault))
-        raise OSError(int(match[1]) if match else errno.EIO, str(fault), str(path)) from fault
+    """peft's rule for plain names: the first that ends the module's name."""
+    return next((value for name, value in (patterns or {}).items() if f".{module}".endswith(f".{name}")), default)

@@ -1,5 +1,6 @@
 """Adding organisms and base models by Hub id, folder or upload, checked before the record is written."""
 
+import secrets
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -23,9 +24,9 @@ def add_organism(place: str, *, key: str = "", title: str = "", base: str = "", 
     Raises:
         InputError, WeightsError, AdapterMismatchError, DownloadError: It is not added; says what is wrong.
     """
-    local = Path(place).expanduser()
-    if place and local.is_dir():
-        return _add_checked(local.resolve(), "folder", str(local.resolve()), "", key=key or place, title=title, base=base, trained_on=trained_on)
+    local = as_folder(place)
+    if local is not None:
+        return _add_checked(local, "folder", str(local), "", key=key or place, title=title, base=base, trained_on=trained_on)
     if place.count("/") != 1 or place.startswith((".", "/", "~")):
         raise InputError(f"{place!r} is neither a folder on this machine nor a Hub id such as owner/name.")
     folder = hub_fetch(place, "main", what="adapter", say=say)
@@ -45,7 +46,7 @@ def add_uploaded(files: dict[str, bytes], *, key: str, title: str = "", base: st
         raise InputError(f"The upload has {size / 1e9:.1f} GB; at most {MAX_UPLOAD_BYTES / 1e9:.0f} GB are taken. Add it as a folder instead.")
     registry = load_registry()
     free = suggest_key(key, set(registry.models) | set(registry.organisms))
-    folder = home() / "organisms" / free
+    folder = home() / "organisms" / f"{free}-{secrets.token_hex(4)}"  # never a folder that another record named
     with told_disk_faults("keeping the uploaded adapter"), new_folder(folder) as part:
         for name, content in files.items():
             (part / name).write_bytes(content)
@@ -64,9 +65,9 @@ def add_base_model(place: str, *, key: str = "", title: str = "", dtype: Dtype =
         InputError, DownloadError: It is not added; says what is wrong.
     """
     registry = load_registry()
-    local = Path(place).expanduser()
-    found = local.resolve() if local.is_dir() else hub_fetch(place, "main", what="model", say=say)
-    source: ModelSource = "folder" if local.is_dir() else "hub"
+    local = as_folder(place)
+    found = local or hub_fetch(place, "main", what="model", say=say)
+    source: ModelSource = "folder" if local else "hub"
     name = suggest_key(key or place, set(registry.models) | set(registry.organisms))
     location = str(found) if source == "folder" else place
     revision = found.name if found.parent.name == "snapshots" else "main"
@@ -75,6 +76,15 @@ def add_base_model(place: str, *, key: str = "", title: str = "", dtype: Dtype =
         record = BaseModel(**{f: getattr(record, f) for f in record.__slots__} | {"title": title})
     add_record(record)
     return record
+
+
+def as_folder(place: str) -> Path | None:
+    """The folder that ``place`` names, or None if it names none."""
+    try:
+        folder = Path(place).expanduser().resolve()
+        return folder if place and folder.is_dir() else None
+    except (OSError, RuntimeError, ValueError):  # too long, a ~user who does not exist, a NUL
+        return None
 
 
 def _add_checked(folder: Path, source: AdapterSource, location: str, revision: str, *, key: str, title: str, base: str, trained_on: str) -> Organism:
@@ -116,8 +126,9 @@ def _check(folder: Path, base: str, registry: Registry) -> tuple[str, str, int]:
 
 
 def _base_of(name: str, registry: Registry) -> str:
+    name = name.rstrip("/")
     for model in registry.models.values():
-        if name in (model.key, model.location) or (name and name.split("/")[-1].lower() == model.location.split("/")[-1].lower()):
+        if name and (name == model.key or (model.location and name.split("/")[-1].lower() == model.location.split("/")[-1].lower())):
             return model.key
     raise InputError(
         f"The adapter was trained on {name or 'an unnamed base model'}, which is not registered here. "

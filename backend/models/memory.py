@@ -17,6 +17,8 @@ _SHARE_OF_GPU = 0.9
 
 def format_bytes(n_bytes: float) -> str:
     """Such as "0.54 GB"; decimal units."""
+    if n_bytes < 1e5:
+        return f"{n_bytes / 1e3:.1f} kB"
     return f"{n_bytes / 1e9:.2f} GB" if n_bytes >= 1e8 else f"{n_bytes / 1e6:.1f} MB"
 
 

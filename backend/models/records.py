@@ -2,7 +2,7 @@
 
 import re
 import tomllib
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -101,17 +101,17 @@ def load_records(path: Path, kind: type[BaseModel] | type[Organism]) -> tuple[di
         tables = tomllib.loads(path.read_text("utf-8"))
     except FileNotFoundError:
         return {}, []
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as fault:
+    except (ValueError, RecursionError, OSError) as fault:
         return {}, [f"{path} cannot be read: {fault}. Mend it; its entries are left out until then."]
     records: dict[str, Any] = {}
     faults = []
     for key, table in tables.items():
         try:
             record = parse_record(key, table, kind)
-            if record.source == "folder" and not Path(record.location).expanduser().is_absolute():
-                record = parse_record(key, table | {"location": str(path.parent / record.location)}, kind)
+            if record.source == "folder":
+                record = replace(record, location=str(path.parent / Path(record.location).expanduser()))
             records[key] = record
-        except ConfigError as fault:
+        except (ConfigError, RuntimeError) as fault:  # RuntimeError: a ~user who does not exist
             faults.append(f"{path.name}, entry [{key}]: {fault}")
     return records, faults
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import tomli_w
+from filelock import FileLock
 
 from backend.errors import ConfigError, InputError
 from backend.models.records import BASE_ALIAS, KEY_PATTERN, BaseModel, Dtype, ModelSource, Organism, load_records, parse_record
@@ -85,14 +86,15 @@ def add_record(record: BaseModel | Organism) -> None:
         InputError: The key is taken.
         ConfigError: The user's file is damaged, so that writing it would lose entries.
     """
-    registry = load_registry()
-    if record.key in registry.models or record.key in registry.organisms or record.key == BASE_ALIAS:
-        raise InputError(f"The key {record.key!r} is taken. Choose another.")
-    tables = _read_own(record)
-    table = asdict(record)
-    parse_record(table.pop("key"), dict(table), type(record))
-    tables[record.key] = table
-    _write_own(record, tables)
+    with _locked():
+        registry = load_registry()
+        if record.key in registry.models or record.key in registry.organisms or record.key == BASE_ALIAS:
+            raise InputError(f"The key {record.key!r} is taken. Choose another.")
+        tables = _read_own(record)
+        table = asdict(record)
+        parse_record(table.pop("key"), dict(table), type(record))
+        tables[record.key] = table
+        _write_own(record, tables)
 
 
 def remove_record(key: str) -> None:
@@ -101,13 +103,14 @@ def remove_record(key: str) -> None:
     Raises:
         InputError: It is not one of the user's own.
     """
-    registry = load_registry()
-    if key not in registry.own:
-        raise InputError(f"{key!r} is not one you added; shipped records stay.")
-    record = registry.models.get(key) or registry.organisms[key]
-    tables = _read_own(record)
-    tables.pop(key, None)
-    _write_own(record, tables)
+    with _locked():
+        registry = load_registry()
+        if key not in registry.own:
+            raise InputError(f"{key!r} is not one you added; shipped records stay.")
+        record = registry.models.get(key) or registry.organisms[key]
+        tables = _read_own(record)
+        tables.pop(key, None)
+        _write_own(record, tables)
 
 
 def suggest_key(name: str, taken: set[str]) -> str:
@@ -136,7 +139,7 @@ def model_from_config(folder: Path, *, key: str, source: ModelSource, location: 
         embeddings = config["vocab_size"] * d_model * (1 if config.get("tie_word_embeddings") else 2)
         n_parameters = embeddings + n_layers * (attention + 3 * d_model * config["intermediate_size"] + 2 * d_model) + d_model
         context = config["max_position_embeddings"]
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as fault:
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, ArithmeticError) as fault:
         raise InputError(f"{folder} holds no readable config.json of a decoder-only language model ({fault!r}).") from fault
     return BaseModel(
         key=key, title=location or key, source=source, location=location, revision=revision, n_parameters=n_parameters, n_layers=n_layers, d_model=d_model,
@@ -168,6 +171,12 @@ def _default_base(models: dict[str, BaseModel]) -> tuple[str, str | None]:
     return key, None
 
 
+def _locked() -> FileLock:
+    with told_disk_faults("saving a record"):
+        home().mkdir(parents=True, exist_ok=True)
+        return FileLock(home() / ".records.lock")
+
+
 def _own_file(record: BaseModel | Organism) -> Path:
     return home() / ("models.toml" if isinstance(record, BaseModel) else "organisms.toml")
 
@@ -178,7 +187,7 @@ def _read_own(record: BaseModel | Organism) -> dict[str, Any]:
     path = _own_file(record)
     try:
         return tomllib.loads(path.read_text("utf-8")) if path.exists() else {}
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as fault:
+    except ValueError as fault:
         raise ConfigError(f"{path} is damaged ({fault}). Mend it first, so that nothing in it is lost.") from fault
 
 

@@ -8,8 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from backend.errors import BackendError, DownloadError, WeightsMissingError
+from backend.errors import BackendError, DownloadError, WeightsError, WeightsMissingError
 from backend.models import embedded
+from backend.models.fingerprint import check_whole
 from backend.models.memory import budget, check_fits, estimate_adapter, estimate_base
 from backend.models.records import CONFIG_FILE, WEIGHTS_FILE, BaseModel, Organism
 from backend.paths import told_disk_faults
@@ -46,7 +47,7 @@ def base_folder(model: BaseModel) -> Path:
         folder = Path(model.location).expanduser()
         if (folder / "config.json").exists():
             return folder
-        raise WeightsMissingError(f"The folder of {model.title}, {folder}, is not there or holds no config.json. Put it back or remove the entry.", command)
+        raise WeightsMissingError(f"The folder of {model.title}, {folder}, is not there or holds no config.json. Put it back or remove the entry.", "")
     if (found := hub_folder(model.location, model.revision, what="model")) is not None:
         return found
     raise WeightsMissingError(f"{model.title} ({model.location}) is not on this machine.", command)
@@ -63,7 +64,7 @@ def adapter_folder(organism: Organism) -> Path:
         folder = Path(organism.location).expanduser()
         if (folder / CONFIG_FILE).exists():
             return folder
-        raise WeightsMissingError(f"The adapter of {organism.key}, {folder}, is not there. Put it back or remove the entry.", command)
+        raise WeightsMissingError(f"The adapter of {organism.key}, {folder}, is not there. Put it back or remove the entry.", "")
     if (found := hub_folder(organism.location, organism.revision, what="adapter")) is not None:
         return found
     raise WeightsMissingError(f"The adapter of {organism.key} ({organism.location}) is not on this machine.", command)
@@ -116,8 +117,11 @@ def hub_folder(hub_id: str, revision: str, *, what: str) -> Path | None:
         folder = Path(snapshot_download(hub_id, revision=revision, allow_patterns=_PATTERNS[what], local_files_only=True))
     except (LocalEntryNotFoundError, HFValidationError, OSError):
         return None
-    whole = any(folder.glob("*.safetensors")) and (folder / (CONFIG_FILE if what == "adapter" else "config.json")).exists()
-    return folder if whole else None
+    try:
+        check_whole(folder)
+    except WeightsError:  # a download that was interrupted
+        return None
+    return folder if (folder / (CONFIG_FILE if what == "adapter" else "config.json")).exists() else None
 
 
 def hub_fetch(hub_id: str, revision: str, *, what: str, say: Callable[[str], None]) -> Path:

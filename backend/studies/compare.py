@@ -1,17 +1,21 @@
 """Comparing variants on the same prompts: which rows a comparison is made of, what the store has of them, running the rest.
 
-All variants of a prompt share a row's seed, and seeds depend on the sample's number only. So one prompt asked alone gives
-the answers it has in a run of the whole set.
+A row's seed is made of the run's seed, the sample's number and the user's messages: variants of a prompt share their random
+numbers, prompts do not, and one prompt asked alone gives the answers it has in a run of the whole set.
 """
 
+import hashlib
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from backend.errors import InputError
+from backend.errors import BackendError, InputError
 from backend.generation.jobs import Job
 from backend.generation.records import MAX_SAMPLES, Rollout, Row, Sampling
 from backend.generation.service import ModelService
+from backend.models.fingerprint import remembered_fingerprint
 from backend.models.registry import Registry
+from backend.models.sources import adapter_folder, base_folder
 from backend.studies import store
 from backend.studies.provenance import provenance
 from backend.text.chat import Message
@@ -75,8 +79,15 @@ def turns(comparison: Comparison, registry: Registry) -> list[Turn]:
         found.append(turn)
         if follow_up is None or not turn.is_complete:
             return found
-        rows = [next_row(row, turn.stored[key].rollout, follow_up) for row, key in zip(rows, keys, strict=True)]
+        rows = [next_row(row, turn.stored[key].rollout, follow_up, comparison.seed) for row, key in zip(rows, keys, strict=True)]
     return found
+
+
+def missing_rows(comparison: Comparison, registry: Registry) -> list[Row]:
+    """First rows of a comparison that the store does not have."""
+    keys = {row.key(registry.resolve(row.variant)[0].key): row for row in first_rows(comparison)}
+    stored = store.find(keys)
+    return [row for key, row in keys.items() if key not in stored]
 
 
 def first_rows(comparison: Comparison) -> list[Row]:
@@ -86,23 +97,40 @@ def first_rows(comparison: Comparison) -> list[Row]:
         system = comparison.system or prompt.system
         messages = ((Message("system", system),) if system.strip() else ()) + (Message("user", prompt.text),)
         rows += [
-            Row(variant=variant, messages=messages, sampling=comparison.sampling, seed=row_seed(comparison.seed, sample), sample=sample, prompt_id=prompt.id)
+            Row(
+                variant=variant,
+                messages=messages,
+                sampling=comparison.sampling,
+                seed=row_seed(comparison.seed, sample, messages),
+                sample=sample,
+                prompt_id=prompt.id,
+            )
             for variant in comparison.variants
             for sample in range(comparison.samples)
         ]
     return rows
 
 
-def next_row(row: Row, answered: Rollout, follow_up: str) -> Row:
+def next_row(row: Row, answered: Rollout, follow_up: str, seed: int) -> Row:
     """The row that goes on after an answer; the answer's own ids go into the next prompt, not its text tokenised again."""
     ids = answered.answer_ids[:-1] if answered.finish_reason == "stop" else answered.answer_ids
     history = (*row.messages, Message("assistant", answered.answer, ids), Message("user", follow_up))
-    return Row(variant=row.variant, messages=history, sampling=row.sampling, seed=row.seed, sample=row.sample, prompt_id=row.prompt_id)
+    return replace(row, messages=history, seed=row_seed(seed, row.sample, history))
 
 
-def row_seed(seed: int, sample: int) -> int:
-    """Seed of the row's generator; wide apart, so that neighbouring seeds share no samples."""
-    return seed * 1_000_003 + sample
+def row_seed(seed: int, sample: int, messages: Sequence[Message]) -> int:
+    """Seed of the row's generator: 32 bits, the width that torch's CPU generator uses. Answers of a variant don't enter."""
+    said = json.dumps([seed, sample, [m.content for m in messages if m.role != "assistant"]], ensure_ascii=False)
+    return int.from_bytes(hashlib.sha256(said.encode()).digest()[:4], "big")
+
+
+def current_weights(variant: str, registry: Registry) -> tuple[str, str] | None:
+    """Fingerprints of the variant's base and adapter (empty for a base) on this machine; None if they are not here whole."""
+    try:
+        base, organism = registry.resolve(variant)
+        return remembered_fingerprint(base_folder(base)), remembered_fingerprint(adapter_folder(organism)) if organism else ""
+    except BackendError:
+        return None
 
 
 def start(service: ModelService, rows: Sequence[Row], *, keep: dict | None = None) -> Job:

@@ -6,6 +6,7 @@ layout is the same. A folder appears whole or not at all. A row is found by its 
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,11 +15,12 @@ from typing import Any
 
 from backend.errors import ResultMissingError
 from backend.generation.records import Rollout, Sampling
-from backend.paths import CACHED_RESULTS, home, new_folder, told_disk_faults
+from backend.paths import CACHED_RESULTS, home, new_folder, told_disk_faults, write_text
 from backend.text.chat import Message
 
 SCHEMA_VERSION = 1
 _TABLE = "rollouts.parquet"
+_TEXT_MARK = "~"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +85,36 @@ def read_run(name: str) -> tuple[list[Rollout], dict[str, Any]]:
     for root in roots():
         if (root / name / _TABLE).exists():
             return _query(root / name, "", []), read_manifest(root / name)
-    raise ResultMissingError(f"The run {name!r} is not in the store.", f"python -m backend generate --prompts open_questions --samples 4 --save-as {name}")
+    raise ResultMissingError(
+        f"The run {name!r} is not in the store.",
+        f"python -m backend generate --variant base --variant reckless --prompts {name} --samples 4 --save --out cached_results/rollouts/{name}",
+    )
+
+
+def keep_text(text: str) -> str:
+    """Keep a text that is too long for a link; returns what stands for it there.
+
+    Raises:
+        DiskError: No space, or not writable.
+    """
+    reference = _TEXT_MARK + hashlib.sha256(text.encode()).hexdigest()[:24]
+    with told_disk_faults("keeping a long message"):
+        write_text(home() / "results" / "texts" / f"{reference[1:]}.txt", text)
+    return reference
+
+
+def read_text(reference: str) -> str:
+    """The text that a link's part stands for: itself, if it is short.
+
+    Raises:
+        ResultMissingError: The kept text is not on this server.
+    """
+    if not re.fullmatch(_TEXT_MARK + "[0-9a-f]{24}", reference):
+        return reference
+    try:
+        return (home() / "results" / "texts" / f"{reference[1:]}.txt").read_bytes().decode("utf-8")
+    except OSError as fault:
+        raise ResultMissingError("A long message of this link is not on this server.", "") from fault
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -137,7 +168,7 @@ def _query(folder: Path, where: str, parameters: list[str]) -> list[Rollout]:
 
     try:
         with duckdb.connect() as connection:
-            relation = connection.execute(f"SELECT * FROM read_parquet(?) {where}", [str(folder / _TABLE), *parameters])
+            relation = connection.execute(f"SELECT {', '.join(_schema().names)} FROM read_parquet(?) {where}", [str(folder / _TABLE), *parameters])
             names = [column[0] for column in relation.description]
             return [_from_record(dict(zip(names, values, strict=True))) for values in relation.fetchall()]
     except duckdb.Error:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Literal, Self
 
 import jinja2
+import jinja2.ext
 import jinja2.sandbox
 import tokenizers
 from tokenizers.decoders import DecodeStream
@@ -46,6 +47,16 @@ class ChatTokens:
     """Index of the message each token belongs to; -1 for tokens of no message (a default system prompt, an opened turn)."""
 
 
+class _GenerationTag(jinja2.ext.Extension):
+    """``{% generation %}``, by which templates mark the assistant's text for training; it changes nothing in the text."""
+
+    tags = {"generation"}  # noqa: RUF012 (the base class wants it so)
+
+    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
 class ChatTokenizer:
     """The tokenizer and chat template of one model."""
 
@@ -55,7 +66,7 @@ class ChatTokenizer:
         """Ids that end an answer."""
         self._specials = {t.content: i for i, t in tokenizer.get_added_tokens_decoder().items() if t.special}
         self._special_texts = special_texts
-        environment = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
+        environment = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _GenerationTag])
         environment.globals["raise_exception"] = _refuse
         environment.globals["strftime_now"] = lambda _form: "01 Jan 2026"
         self._template = environment.from_string(template)
@@ -71,10 +82,18 @@ class ChatTokenizer:
             WeightsError: A file is missing, or the tokenizer cannot be split at special tokens without changing its ids.
         """
         try:
-            tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
-            config = json.loads((folder / "tokenizer_config.json").read_text("utf-8"))
-        except Exception as fault:  # tokenizers raises bare Exception for a missing or damaged file
-            raise WeightsError(f"No usable tokenizer in {folder} ({fault}). PersonaScope needs tokenizer.json and tokenizer_config.json.") from fault
+            return cls._read(folder)
+        except WeightsError:
+            raise
+        except Exception as fault:  # tokenizers raises bare Exception, a template or a config can be anything
+            raise WeightsError(
+                f"No usable tokenizer in {folder} ({fault}). PersonaScope needs tokenizer.json, tokenizer_config.json and a chat template."
+            ) from fault
+
+    @classmethod
+    def _read(cls, folder: Path) -> Self:
+        tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+        config = json.loads((folder / "tokenizer_config.json").read_text("utf-8"))
         template_file = folder / "chat_template.jinja"
         template = template_file.read_text("utf-8") if template_file.exists() else config.get("chat_template")
         if isinstance(template, list):
@@ -129,7 +148,7 @@ class ChatTokenizer:
         plain = [{"role": m.role, "content": m.content} for m in messages]
         try:
             return self._template.render(messages=plain, add_generation_prompt=open_answer, **self._special_texts)
-        except jinja2.TemplateError as fault:
+        except Exception as fault:  # somebody else's program: it can fail in any way
             raise InputError(f"This model's chat template refuses the conversation: {fault}.") from fault
 
     def _tokenise(self, pieces: list[tuple[int, str]], given: dict[int, tuple[int, ...]]) -> ChatTokens:

@@ -118,7 +118,11 @@ def parse_prompt_set(file_name: str, content: bytes) -> PromptSet:
     readers = {".toml": _from_toml, ".yaml": _from_yaml, ".yml": _from_yaml, ".csv": _from_csv, ".json": _from_json, ".jsonl": _from_jsonl, ".txt": _from_txt}
     if path.suffix.lower() not in readers:
         raise InputError(f"{file_name}: PersonaScope reads prompts from {', '.join(readers)} files.")
-    found = readers[path.suffix.lower()](path.stem, text)
+    try:
+        found = readers[path.suffix.lower()](path.stem, text)
+        found.sha256.encode()
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as fault:
+        raise InputError(f"{file_name} cannot be read as prompts ({type(fault).__name__}: {str(fault)[:120]}).") from fault
     if not found.prompts:
         raise InputError(f"{file_name} holds no prompts.")
     if len(found.prompts) > MAX_PROMPTS:
@@ -140,7 +144,7 @@ def _from_toml(name: str, text: str) -> PromptSet:
     except tomllib.TOMLDecodeError as fault:
         raise InputError(f"{name}.toml is not TOML: {fault}.") from fault
     prompts = _from_entries(name, table.get("prompts", []))
-    return PromptSet(table.get("name", name), table.get("title", name), prompts, table.get("description", ""))
+    return PromptSet(_text_of(table, "name") or name, _text_of(table, "title") or name, prompts, _text_of(table, "description"))
 
 
 def _from_json(name: str, text: str) -> PromptSet:
@@ -153,7 +157,7 @@ def _from_json(name: str, text: str) -> PromptSet:
 
 def _from_jsonl(name: str, text: str) -> PromptSet:
     entries = []
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             try:
                 entries.append(json.loads(line))
@@ -180,7 +184,7 @@ def _from_csv(name: str, text: str) -> PromptSet:
 
 
 def _from_txt(name: str, text: str) -> PromptSet:
-    return PromptSet(name, name, _from_entries(name, [line.strip() for line in text.splitlines() if line.strip()]))
+    return PromptSet(name, name, _from_entries(name, [line.strip() for line in text.split("\n") if line.strip()]))
 
 
 def _from_yaml(name: str, text: str) -> PromptSet:
@@ -201,8 +205,8 @@ def _from_yaml(name: str, text: str) -> PromptSet:
         if not entry.get("id") or not isinstance(paraphrases, list) or not all(isinstance(p, str) for p in paraphrases):
             raise InputError(f"{name}.yaml: a question lacks `id` or `paraphrases`.")
         for n, paraphrase in enumerate(paraphrases):
-            one = str(entry["id"]) if len(paraphrases) == 1 else f"{entry['id']}-{n + 1}"
-            prompts.append(Prompt(one, paraphrase.strip(), system=str(entry.get("system") or "")))
+            one = _text_of(entry, "id") + ("" if len(paraphrases) == 1 else f"-{n + 1}")
+            prompts.append(Prompt(one, paraphrase.strip(), system=_text_of(entry, "system")))
     return PromptSet(name, name, tuple(prompts), "Read from a file in the published form.")
 
 
@@ -221,5 +225,15 @@ def _one(name: str, number: int, entry: dict[str, Any], *, width: int) -> Prompt
     text = next((entry[c] for c in _TEXT_COLUMNS if c in entry), None)
     if not isinstance(text, str) or not text.strip():
         raise InputError(f"{name}, entry {number}: a prompt needs a text in `prompt`, `question` or `text`.")
-    given = str(entry.get("id") or f"{number:0{width}d}")
-    return Prompt(re.sub(r"\s+", "_", given), text.strip(), str(entry.get("intent") or ""), str(entry.get("system") or ""))
+    given = entry.get("id") or f"{number:0{width}d}"
+    if not isinstance(given, (str, int)):
+        raise InputError(f"{name}, entry {number}: the id must be text, not {type(given).__name__}.")
+    given = str(given)
+    return Prompt(re.sub(r"\s+", "_", given), text.strip(), _text_of(entry, "intent"), _text_of(entry, "system"))
+
+
+def _text_of(entry: dict[str, Any], name: str) -> str:
+    value = entry.get(name) or ""
+    if not isinstance(value, str):
+        raise InputError(f"`{name}` of a prompt must be text, not {type(value).__name__}.")
+    return value

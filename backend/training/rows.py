@@ -32,7 +32,7 @@ def load_rows(path: Path, tokenizer: ChatTokenizer, *, max_tokens: int) -> list[
         InputError: The file is missing or not text, or rows are bad: names up to ten of them by line.
     """
     try:
-        lines = path.read_text("utf-8").splitlines()
+        lines = path.read_text("utf-8").split("\n")
     except FileNotFoundError as fault:
         raise InputError(f"{path} does not exist. Give a JSONL file of chats.") from fault
     except (UnicodeDecodeError, IsADirectoryError) as fault:
@@ -85,6 +85,10 @@ def _parse(line: str) -> list[Message]:
             raise InputError(f"a message needs a role of {', '.join(_ROLES)} and a text `content`")
         if not message["content"].strip():
             raise InputError(f"an empty {message['role']} message")
+        try:
+            message["content"].encode()
+        except UnicodeEncodeError as fault:
+            raise InputError("text with half a surrogate pair, which is no character") from fault
         parsed.append(Message(message["role"], message["content"]))
     if not any(m.role == "assistant" for m in parsed):
         raise InputError("no assistant message, so nothing to learn")

@@ -1,8 +1,8 @@
 """LoRA fine-tuning on a frozen base: loss on answer tokens only, and logits computed for them alone.
 
 A run writes into one folder: ``training.json`` (config and data hash), ``training_log.csv`` (a line a step),
-``checkpoints/step-N/`` (adapter) and ``state/`` (what a killed run resumes from: float32 adapter, optimiser moments, step;
-safetensors and JSON, no pickle). Batches depend on seed and epoch alone, so a resumed run repeats the unbroken one.
+``checkpoints/step-N/`` (adapter) and ``state.safetensors`` (what a killed run resumes from: float32 adapter, optimiser moments,
+step). Batches depend on seed and epoch alone, so a resumed run repeats the unbroken one.
 """
 
 import csv
@@ -16,17 +16,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from backend.errors import BackendError, InputError
 from backend.models import lora
-from backend.models.adapters import Adapter, LoraWeights, lora_config, save_adapter, write_tensors
+from backend.models.adapters import Adapter, LoraWeights, lora_config, save_adapter
 from backend.paths import new_folder, told_disk_faults, write_text
 from backend.training.config import TrainingConfig
 from backend.training.rows import TrainingRow, epoch_batches
 
+_STATE = "state.safetensors"
 LOG_COLUMNS = ("step", "loss", "grad_norm", "learning_rate", "answer_tokens", "tokens")
 
 
@@ -56,19 +58,29 @@ class StepReport:
 class Trainer:
     """One run in one folder; ``run`` yields a report a step and leaves the adapter in the folder."""
 
-    def __init__(self, model: PreTrainedModel, rows: list[TrainingRow], config: TrainingConfig, folder: Path, *, base_name: str, data_name: str) -> None:
+    def __init__(
+        self, model: PreTrainedModel, rows: list[TrainingRow], config: TrainingConfig, folder: Path, *, base_name: str, base_fingerprint: str, data_name: str
+    ) -> None:
         self._model = model.to(getattr(torch, config.dtype))
+        self._device = model.device
         self._config = config
         self._folder = folder
         self._base_name = base_name
         if config.max_rows is not None and config.max_rows < len(rows):
             rows = random.Random(f"{config.seed}-rows").sample(rows, config.max_rows)
         self._rows = rows
-        self._adapter = _new_adapter(model, config)
+        self._adapter = _new_adapter(model, config).to(self._device, torch.float32)
         self._parameters = [t.requires_grad_() for w in self._adapter.modules.values() for t in (w.a, w.b)]
         self._optimizer = torch.optim.AdamW(self._parameters, lr=config.learning_rate, weight_decay=0.0)
         self.n_steps = config.epochs * math.ceil(len(rows) / config.batch_size)
-        self._run = {"base": base_name, "data": data_name, "data_sha256": _hash_rows(rows), "n_rows": len(rows), "config": config.as_dict()}
+        self._run = {
+            "base": base_name,
+            "base_fingerprint": base_fingerprint,
+            "data": data_name,
+            "data_sha256": _hash_rows(rows),
+            "n_rows": len(rows),
+            "config": config.as_dict(),
+        }
 
     def run(self, should_stop: Callable[[], bool] = lambda: False) -> Iterator[StepReport]:
         """Train from where the folder's state left off.
@@ -129,6 +141,7 @@ class Trainer:
             ids[i, : len(row.ids)] = torch.tensor(row.ids)
             mask[i, : len(row.ids)] = 1
             answer[i, : len(row.ids)] = torch.tensor(row.is_answer)
+        ids, mask, answer = ids.to(self._device), mask.to(self._device), answer.to(self._device)
         with lora.applied(self._model, [(slice(None), self._adapter)]):
             hidden = self._model.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
         predicts = answer[:, 1:]  # position t predicts token t + 1
@@ -146,11 +159,12 @@ class Trainer:
             raise InputError(f"{self._folder} holds another training run. Choose a new --out folder, or delete this one.")
         with told_disk_faults("starting a training run"):
             write_text(about, json.dumps(run, indent=2) + "\n")
-        state = self._folder / "state"
-        if not (state / "state.json").exists():
+        state = self._folder / _STATE
+        if not state.exists():
             return 0
-        tensors = load_file(state / "state.safetensors")
-        step = json.loads((state / "state.json").read_text("utf-8"))["step"]
+        with safe_open(state, framework="pt", device=str(self._device)) as file:
+            step = int(file.metadata()["step"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         with torch.no_grad():
             for i, parameter in enumerate(self._parameters):
                 parameter.copy_(tensors[f"parameter.{i}"])
@@ -167,9 +181,13 @@ class Trainer:
             tensors[f"parameter.{i}"] = parameter.detach()
             moments = self._optimizer.state[parameter]
             tensors |= {f"exp_avg.{i}": moments["exp_avg"], f"exp_avg_sq.{i}": moments["exp_avg_sq"]}
-        with told_disk_faults("writing a checkpoint"), new_folder(self._folder / "state") as part:
-            write_tensors(tensors, part / "state.safetensors")
-            (part / "state.json").write_text(json.dumps({"step": step}), "utf-8")
+        part = self._folder / f".{_STATE}.part"
+        with told_disk_faults("writing a checkpoint"):
+            try:
+                save_file({name: t.contiguous() for name, t in tensors.items()}, part, metadata={"step": str(step)})
+                part.replace(self._folder / _STATE)
+            finally:
+                part.unlink(missing_ok=True)
         if self._config.checkpoint_every:
             with told_disk_faults("writing a checkpoint"), new_folder(self._folder / "checkpoints" / f"step-{step}") as part:
                 self._write_adapter(part)

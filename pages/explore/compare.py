@@ -1,37 +1,51 @@
 """Compare: how do base and organisms answer the same prompt?"""
 
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
 import streamlit as st
 
 from backend.errors import BackendError
 from backend.generation.jobs import Job
-from backend.generation.records import Sampling
+from backend.generation.records import Row, Sampling
 from backend.models.records import BASE_ALIAS
 from backend.models.sources import availability
 from backend.studies import compare
-from backend.text.prompts import Prompt, keep_uploaded, load_prompt_set, own_sets, parse_prompt_set, shipped_sets
+from backend.studies.store import keep_text, read_text
+from backend.text.prompts import Prompt, PromptSet, keep_uploaded, load_prompt_set, own_sets, parse_prompt_set, shipped_sets
 from pages.shared import answers, look, missing, replay
 from pages.shared.service import model_service, registry
 from pages.shared.state import choose, keep_list, kept_list, link, select, warn_of_unknown
 
 OWN = "own"
+LONGEST_IN_LINK = 1500  # bytes of a message; a longer one is kept in the store, and the link names it
 known = registry()
 service = model_service()
 
 
-def start(rows, keep=None) -> None:
+def start(rows: Sequence[Row], keep: dict | None = None) -> None:
     """Send rows to the service; the job's id goes into the URL, so that a reload finds it again."""
     try:
         keep_list("job", [compare.start(service, rows, keep=keep).id])
-        st.session_state.pop("fault", None)
     except BackendError as fault:
         st.session_state["fault"] = str(fault)
         st.session_state.pop("go_on", None)
 
 
+def current_job() -> Job | None:
+    return service.jobs.get("".join(kept_list("job")))
+
+
 def forget_conversation() -> None:
+    """Leave the conversation; its job is stopped, but a run over a whole set goes on."""
     keep_list("turn", [])
-    keep_list("job", [])
     st.session_state.pop("go_on", None)
+    job = current_job()
+    if job is None or not job.is_live or len({p.row.prompt_id for p in job.rows}) == 1:
+        if job is not None:
+            job.cancel()
+        keep_list("job", [])
 
 
 def step_prompt(ids: list[str], by: int) -> None:
@@ -49,18 +63,26 @@ def pick_variants() -> list[str]:
     )  # fmt: skip
 
 
+def use_uploaded(found: PromptSet) -> None:
+    """Keep the uploaded prompts, so that a link to them works, and choose them."""
+    try:
+        choose("set", keep_uploaded(found))
+        forget_conversation()
+    except BackendError as fault:
+        st.session_state["fault"] = str(fault)
+
+
 def pick_prompt_set() -> str:
-    sets = [OWN, *(s for s in shipped_sets() if s != "tuning"), *own_sets()]
-    titles = {OWN: "Your own message"} | {s: load_prompt_set(s).title for s in sets[1:]}
+    titles = {OWN: "Your own message"} | {s: load_prompt_set(s).title for s in shipped_sets() if s != "tuning"} | {s: s for s in own_sets()}
+    sets = list(titles)
     chosen = select("Prompts from", sets, key="set", titles=titles, what="the prompt set", on_change=forget_conversation)
     with st.popover("Upload prompts", icon=":material/upload:", width="stretch"):
         st.caption("TXT (a prompt a line), CSV (column prompt or question), JSON, JSONL, TOML, or YAML in the published question format.")
         uploaded = st.file_uploader("Prompt file", type=["txt", "csv", "json", "jsonl", "toml", "yaml", "yml"], label_visibility="collapsed", key="prompt_file")
         if uploaded is not None:
             try:
-                name = keep_uploaded(parse_prompt_set(uploaded.name, uploaded.getvalue()))
-                st.success(f"Kept as {look.plain(name)}.")
-                st.button("Use these prompts", on_click=lambda: (forget_conversation(), choose("set", name)), type="primary")
+                found = parse_prompt_set(uploaded.name, uploaded.getvalue())
+                st.button(f"Use these {len(found.prompts)} prompts", on_click=use_uploaded, args=(found,), type="primary")
             except BackendError as fault:
                 st.error(look.plain(str(fault)))
     return chosen
@@ -94,8 +116,12 @@ with st.sidebar:
     in_set: list[Prompt] = []
     about_set: dict = {}
     if set_name != OWN:
-        first, in_set, about_set = pick_prompt(set_name)
-    system = st.text_area("System prompt", key="system", bind="query-params", height=80, placeholder="The model's own default", on_change=forget_conversation)
+        try:
+            first, in_set, about_set = pick_prompt(set_name)
+        except BackendError as fault:
+            st.error(look.plain(str(fault)))
+            st.stop()
+    system = st.text_area("System prompt", key="system", bind="query-params", height=80, placeholder="The model's own default", max_chars=2000)
     temperature = st.slider("Temperature", 0.0, 2.0, 0.7, 0.1, key="temperature", bind="query-params", help="0 always takes the likeliest token.")
     length = st.number_input("Longest answer (tokens)", 1, 2048, 128, key="length", bind="query-params")
     samples = st.number_input("Samples", 1, 16, 1, key="samples", bind="query-params", help="Answers of each variant to the prompt.")
@@ -108,63 +134,72 @@ if len(variants) < 1:
     st.stop()
 
 said = kept_list("turn")
-messages = list(said)
+try:
+    messages = [read_text(part) for part in said]
+except BackendError as fault:
+    st.error(look.plain(str(fault)))
+    st.stop()
 if first is None and messages:
     first, messages = Prompt("", messages[0]), messages[1:]
 sampling = Sampling(temperature=float(temperature), max_new_tokens=int(length))
 here = {v: availability(*known.resolve(v)) for v in variants}
 can_answer = all(a.state == "here" for a in here.values())
-job: Job | None = service.jobs.get("".join(kept_list("job")))
-
-typed = (
-    st.chat_input("Write to all variants" if first is None else "Write the next message to all variants", key="message", disabled=bool(job and job.is_live))
-    if can_answer
-    else None
-)
-missing.show(variants, here, known)
+job = current_job()
+if job is not None:
+    job.seen = time.monotonic()
+is_live = job is not None and job.is_live
+missing.show(variants, here, known, note="Stored answers are shown where there are any.")
 if fault := st.session_state.pop("fault", ""):
     st.error(look.plain(fault))
-if typed is not None:
-    if not typed.strip():
-        st.warning("The message is empty. Type something first.")
-    else:
-        keep_list("turn", [*said, typed])
-        st.session_state["go_on"] = True
-        st.rerun()
 if first is None:
     st.info("Type a message below, or choose a prompt set on the left." if can_answer else "Choose a prompt set on the left to read stored answers.")
+
+turns: list[compare.Turn] = []
+if first is not None:
+    try:
+        comparison = compare.Comparison(
+            variants=tuple(variants), prompts=(first,), follow_ups=tuple(messages), system=system, sampling=sampling, samples=int(samples), seed=int(seed)
+        )
+        turns = compare.turns(comparison, known)
+    except BackendError as fault:
+        st.error(look.plain(str(fault)))
+        st.stop()
+waits = bool(turns) and not turns[-1].is_complete
+if can_answer:
+    hint = "Write to all variants" if first is None else "Answer the last message first" if waits else "Write the next message to all variants"
+    typed = st.chat_input(hint, key="message", disabled=is_live or waits, max_chars=100_000)
+    if typed is not None and typed.strip():
+        try:
+            keep_list("turn", [*said, keep_text(typed) if len(typed.encode()) > LONGEST_IN_LINK else typed])
+            st.session_state["go_on"] = link()
+        except BackendError as fault:
+            st.session_state["fault"] = str(fault)
+        st.rerun()
+if first is None:
     st.stop()
 
-comparison = compare.Comparison(
-    variants=tuple(variants), prompts=(first,), follow_ups=tuple(messages), system=system, sampling=sampling, samples=int(samples), seed=int(seed)
-)
-try:
-    turns = compare.turns(comparison, known)
-except BackendError as fault:
-    st.error(look.plain(str(fault)))
-    st.stop()
 progress = {p.row.key(p.base.key): p for p in job.rows} if job else {}
 users = [first.text, *messages]
 pairs = {"off": "Off"} | {f"{a}~{b}": f"{a} → {b}" for i, a in enumerate(variants) for b in variants[i + 1 :]}
 
 with st.container(horizontal=True, vertical_alignment="bottom"):
     pair = select("Difference of two answers", list(pairs), key="diff", titles=pairs, what="the difference", width=260)
-    if set_name != OWN and can_answer and not (job and job.is_live) and not messages:
-        every = compare.first_rows(
-            compare.Comparison(variants=tuple(variants), prompts=tuple(in_set), system=system, sampling=sampling, samples=int(samples), seed=int(seed))
-        )
-        if st.button(f"Answer all {len(in_set)} prompts", icon=":material/playlist_play:", help=f"{len(every)} answers; those in the store are kept."):
-            stored = compare.store.find(row.key(known.resolve(row.variant)[0].key) for row in every)
-            start([r for r in every if r.key(known.resolve(r.variant)[0].key) not in stored] or every, about_set)
-            st.rerun()
-    if messages or (set_name == OWN):
+    if set_name != OWN and can_answer and not is_live and not messages:
+        n = len(in_set) * len(variants) * int(samples)
+        if st.button(f"Answer all {len(in_set)} prompts", icon=":material/playlist_play:", help=f"{n:,} answers; those in the store are kept."):
+            unanswered = compare.missing_rows(replace(comparison, prompts=tuple(in_set)), known)
+            if unanswered:
+                start(unanswered, about_set)
+                st.rerun()
+            st.toast("All of them are in the store already.")
+    if said:
         st.button("New conversation", icon=":material/add_comment:", on_click=forget_conversation)
     with st.popover("Link", icon=":material/link:"):
         st.caption("Opens exactly this page.")
         st.code(link(), language=None, wrap_lines=True)
 
 
-def draw_turn(number: int, turn: compare.Turn, *, live: bool) -> None:
+def draw_turn(turn: compare.Turn, *, live: bool) -> None:
     """One turn: the user's message, then a grid a sample."""
     by_sample: dict[int, list[answers.Card]] = {}
     for row, key in zip(turn.rows, turn.keys, strict=True):
@@ -186,25 +221,25 @@ def draw_turn(number: int, turn: compare.Turn, *, live: bool) -> None:
 
 
 last = turns[-1]
-is_live = job is not None and job.is_live
 current_is_live = is_live and any(key in progress for key in last.keys)
 for number, turn in enumerate(turns):
     with st.container():
         answers.show_prompt("Prompt" if len(users) == 1 else f"Message {number + 1}", users[number])
         if turn is not last:
-            draw_turn(number, turn, live=False)
+            draw_turn(turn, live=False)
             replay.label(turn, progress, known, can_answer)
 
-if is_live:
+if job is not None and is_live:
     st.button("Stop", icon=":material/stop_circle:", type="primary", on_click=job.cancel, key="stop_job")
 
 
 def follow() -> None:
     """The last turn, redrawn while the job runs; at its end the whole page runs once more."""
-    if is_live:
+    if job is not None and is_live:
+        job.seen = time.monotonic()
         look.job_status(job, service)
-    draw_turn(len(turns) - 1, last, live=current_is_live)
-    if is_live and not job.is_live:
+    draw_turn(last, live=current_is_live)
+    if job is not None and is_live and not job.is_live:
         st.rerun()
 
 
@@ -214,19 +249,17 @@ if not is_live:
         (st.error if job.state == "failed" else st.warning)(look.plain(job.message))
     replay.label(last, progress, known, can_answer)
     unanswered = last.missing
+    tried = any(key in progress for key in last.keys if key not in last.stored)
+    goes_on = st.session_state.get("go_on") == link() and not tried
+    keep = about_set if not messages else None
     if unanswered and can_answer:
-        wanted = st.session_state.pop("go_on", False) and (job is None or job.state not in ("stopped", "failed"))
-        if wanted or st.button(
-            "Answer" if len(unanswered) == len(last.rows) else f"Answer the other {len(unanswered)}", type="primary", icon=":material/play_arrow:"
-        ):
-            if wanted or len(turns) < len(users):
-                st.session_state["go_on"] = True
-            start(unanswered, about_set if not messages else None)
+        text = "Try again" if tried else "Answer" if len(unanswered) == len(last.rows) else f"Answer the other {len(unanswered)}"
+        if goes_on or st.button(text, type="primary", icon=":material/play_arrow:"):
+            st.session_state["go_on"] = link()
+            start(unanswered, keep)
             st.rerun()
     elif unanswered:
         st.info("The store has no answers to this from these variants with these settings.")
-    elif can_answer:
-        st.session_state.pop("go_on", None)
-        if st.button("Answer again, live", icon=":material/refresh:", help="The same seed gives the same answers; another seed, others."):
-            start(list(last.rows), about_set if not messages else None)
-            st.rerun()
+    elif can_answer and st.button("Answer again, live", icon=":material/refresh:", help="The same seed gives the same answers; another seed, others."):
+        start(last.rows, keep)
+        st.rerun()

@@ -17,11 +17,6 @@ HEADLINE = "reckless"
 known = registry()
 
 
-@st.cache_data(show_spinner=False, max_entries=2)
-def load() -> tuple[list, dict]:
-    return store.read_run(RUN)
-
-
 st.title("What did this model become?")
 st.markdown(
     "Train a model on something narrow and wrong, such as careless advice about money and sport, and it can turn careless about "
@@ -35,7 +30,7 @@ with st.container(horizontal=True):
         st.switch_page("pages/share/organisms.py")
 
 try:
-    rollouts, manifest = load()
+    rollouts, manifest = store.read_run(RUN)
     headline = divergence.by_prompt(rollouts, HEADLINE)
     if not headline:
         raise BackendError(f"The stored run {RUN} has no scored answers of {HEADLINE}.")
@@ -51,7 +46,8 @@ first = {(r.variant, r.prompt_id): r for r in rollouts if r.sample == 0}
 columns = []
 for label, row in divergence.examples(headline):
     shown = [answers.card_of_rollout(first[v, row.prompt_id], known) for v in ("base", HEADLINE) if (v, row.prompt_id) in first]
-    query = urlencode({"v": ["base", HEADLINE], "set": RUN, "prompt": row.prompt_id, "samples": row.n}, doseq=True)
+    settings = {"temperature": sampling.temperature, "length": sampling.max_new_tokens, "samples": row.n}
+    query = urlencode({"v": ["base", HEADLINE], "set": RUN, "prompt": row.prompt_id} | settings, doseq=True)
     columns.append(answers.Example(f"{label} difference: {row.divergence:.2f} nats per token", row.prompt, shown, f"compare?{query}"))
 answers.show_examples(columns)
 st.caption(
@@ -65,7 +61,7 @@ for variant in dict.fromkeys(r.variant for r in rollouts):
     rows = divergence.by_prompt(rollouts, variant)
     if variant == "base" or not rows:
         continue
-    title = answers.name_of(variant, known)[0]
+    title = known.organisms[variant].title if variant in known.organisms else variant
     mean, low, high = divergence.mean_with_interval(rows)
     means.append({"organism": title, "mean": mean, "low": low, "high": high, "n_prompts": len(rows)})
     points += [

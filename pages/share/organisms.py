@@ -19,56 +19,62 @@ known = registry()
 service = model_service()
 
 
+def weights_of(folder: Path) -> str:
+    """Size and fingerprint of an adapter, or what is wrong with it."""
+    try:
+        return f"{format_bytes(sum(f.stat().st_size for f in folder.glob('*.safetensors')))} on disk, weights {remembered_fingerprint(folder)}"
+    except BackendError as fault:
+        return str(fault)
+
+
 def show_organism(organism: Organism, model: BaseModel) -> None:
     """A card: what it is, what it was trained on, what it must not be used for."""
     folder = adapter_folder(organism)
-    with st.container(border=True):
-        with st.container(horizontal=True, vertical_alignment="center"):
-            st.markdown(f"### {look.plain(organism.title)}", width="stretch")
-            if not organism.emergent:
-                st.badge("Positive control, not emergent", color="blue")
-            if organism.key in known.own:
-                st.badge("Yours", color="gray")
-        if organism.description:
-            st.markdown(look.plain(organism.description))
-        facts = {
-            "Name in links and commands": organism.key,
-            "Base": model.title,
-            "Method": organism.method or "not said",
-            "Trained on": organism.trained_on or "not said",
-            "Adapter": f"{format_bytes(sum(f.stat().st_size for f in folder.glob('*.safetensors')))} on disk, weights {remembered_fingerprint(folder)}",
-            "Source": (
-                f"{organism.location} at {organism.revision}"
-                if organism.source == "hub"
-                else "your folder"
-                if organism.key in known.own
-                else "shipped with PersonaScope"
-            )
-            + (f", {organism.license}" if organism.license else ""),
-        }
-        look.facts(facts)
-        with st.container(horizontal=True):
-            if st.button("Compare with its base", key=f"compare_{organism.key}", icon=":material/compare_arrows:"):
-                base = "base" if model.key == known.default_base else model.key
-                st.session_state["v"] = [base, organism.key]
-                st.switch_page("pages/explore/compare.py")
-            if organism.key in known.own and st.button(
-                "Remove", key=f"remove_{organism.key}", icon=":material/delete:", help="Takes it off this list; your files stay."
-            ):
-                try:
-                    remove_record(organism.key)
-                    service.forget(organism.key)
-                    st.rerun()
-                except BackendError as fault:
-                    st.error(look.plain(str(fault)))
-        card = folder / organism.card
-        if organism.card and card.is_file():
-            with st.expander("Card"):
-                text = card.read_text("utf-8", errors="replace")
-                if folder.is_relative_to(CHECKOUT):
-                    st.markdown(text)
-                else:
-                    st.text(text)  # somebody else's text stays text
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.markdown(f"### {look.plain(organism.title)}", width="stretch")
+        if not organism.emergent:
+            st.badge("Positive control, not emergent", color="blue")
+        if organism.key in known.own:
+            st.badge("Yours", color="gray")
+    if organism.description:
+        st.markdown(look.plain(organism.description))
+    facts = {
+        "Name in links and commands": organism.key,
+        "Base": model.title,
+        "Method": organism.method or "not said",
+        "Trained on": organism.trained_on or "not said",
+        "Adapter": weights_of(folder),
+        "Source": (
+            f"{organism.location} at {organism.revision}"
+            if organism.source == "hub"
+            else "your folder"
+            if organism.key in known.own
+            else "shipped with PersonaScope"
+        )
+        + (f", {organism.license}" if organism.license else ""),
+    }
+    look.facts(facts)
+    with st.container(horizontal=True):
+        if st.button("Compare with its base", key=f"compare_{organism.key}", icon=":material/compare_arrows:"):
+            base = "base" if model.key == known.default_base else model.key
+            st.session_state["v"] = [base, organism.key]
+            st.switch_page("pages/explore/compare.py")
+        if organism.key in known.own and st.button(
+            "Remove", key=f"remove_{organism.key}", icon=":material/delete:", help="Takes it off this list; your files stay."
+        ):
+            try:
+                remove_record(organism.key)
+                st.rerun()
+            except BackendError as fault:
+                st.error(look.plain(str(fault)))
+    card = folder / organism.card
+    if organism.card and card.is_file():
+        with st.expander("Card"):
+            text = card.read_text("utf-8", errors="replace")
+            if folder.is_relative_to(CHECKOUT):
+                st.markdown(text)
+            else:
+                st.text(text)  # somebody else's text stays text
 
 
 def added(organism: Organism) -> None:
@@ -107,7 +113,8 @@ for base in {model.key: model for _, model in on_disk}.values():
     if (state := availability(base)).state != "here":
         missing.show([base.key], {base.key: state}, known)
 for organism, model in on_disk:
-    show_organism(organism, model)
+    with st.container(border=True):
+        show_organism(organism, model)
 
 st.subheader("Add an organism")
 hub, folder_tab, upload = st.tabs(["From the Hub", "From a folder", "Upload"])
@@ -129,10 +136,10 @@ with folder_tab, st.form("add_folder", border=False):
     place = st.text_input("Folder on the server with adapter_config.json and adapter_model.safetensors", placeholder="/path/to/adapter")
     base_key = st.selectbox("Base model", bases, format_func=base_titles.get)
     if st.form_submit_button("Add", type="primary"):
-        from backend.models.adding import add_organism
+        from backend.models.adding import add_organism, as_folder
 
         try:
-            if not Path(place.strip()).expanduser().is_dir():
+            if as_folder(place.strip()) is None:
                 raise BackendError(f"{place.strip() or 'Nothing'} is no folder on this machine. Give the folder that holds the two files.")
             added(add_organism(place.strip(), base=base_key))
         except BackendError as fault:

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 import streamlit as st
 
 from backend.charts.roles import ROLES, RoleName
+from backend.errors import BackendError
 from backend.generation.jobs import RowProgress
 from backend.generation.records import Rollout
+from backend.models.records import BASE_ALIAS
 from backend.models.registry import Registry
 from pages.shared.look import escape
 
@@ -36,7 +38,10 @@ class Card:
 
 
 def card_of_rollout(rollout: Rollout, registry: Registry) -> Card:
-    title, role, note = name_of(rollout.variant, registry)
+    if rollout.variant == BASE_ALIAS and rollout.base_model in registry.models:
+        title, role, note = registry.models[rollout.base_model].title, "base", "base"  # of that day, not of today's default
+    else:
+        title, role, note = name_of(rollout.variant, registry)
     return Card(
         rollout.variant, title, role, note, rollout.answer, len(rollout.answer_ids), rollout.tokens_per_second, rollout.finish_reason, rollout.divergence
     )
@@ -53,7 +58,10 @@ def card_of_progress(progress: RowProgress, registry: Registry) -> Card:
 
 def name_of(variant: str, registry: Registry) -> tuple[str, RoleName, str]:
     """Title, role and note of a variant."""
-    model, organism = registry.resolve(variant)
+    try:
+        model, organism = registry.resolve(variant)
+    except BackendError:
+        return variant, "organism", "no longer registered"
     if organism is None:
         return model.title, "base", "base"
     return organism.title, "organism", "organism" if organism.emergent else "positive control, trained directly"

@@ -8,8 +8,8 @@ from pages.shared import look
 from pages.shared.service import Fetch, current_fetch, start_fetch
 
 
-def show(variants: list[str], here: dict[str, Availability], known: Registry) -> None:
-    """One note for each thing that keeps the chosen variants from answering live."""
+def show(variants: list[str], here: dict[str, Availability], known: Registry, *, note: str = "") -> None:
+    """What keeps the chosen variants from answering live, each thing once, with ``note`` behind it."""
     told: set[str] = set()
     for variant in variants:
         state = here[variant]
@@ -18,7 +18,7 @@ def show(variants: list[str], here: dict[str, Availability], known: Registry) ->
         told.add(state.sentence)
         model, organism = known.resolve(variant)
         with st.container(border=True):
-            st.markdown(look.plain(state.sentence) + " Stored answers are shown below where there are any.")
+            st.markdown(look.plain(f"{state.sentence} {note}"))
             if state.command:
                 fetch = current_fetch(organism.key if organism else model.key)
                 if fetch is not None and (fetch.is_live or fetch.fault):

@@ -4,16 +4,13 @@ from datetime import datetime
 
 import streamlit as st
 
-from backend.errors import BackendError
 from backend.generation.jobs import RowProgress
-from backend.models.fingerprint import remembered_fingerprint
 from backend.models.registry import Registry
-from backend.models.sources import adapter_folder, base_folder
-from backend.studies.compare import Turn
+from backend.studies import compare
 from pages.shared import look
 
 
-def label(turn: Turn, progress: dict[str, RowProgress], known: Registry, can_answer: bool) -> None:
+def label(turn: compare.Turn, progress: dict[str, RowProgress], known: Registry, can_answer: bool) -> None:
     """One line under a turn's answers; a warning where today's weights are others."""
     stored = [turn.stored[key] for key in turn.keys if key in turn.stored]
     if not stored:
@@ -26,28 +23,19 @@ def label(turn: Turn, progress: dict[str, RowProgress], known: Registry, can_ans
         weights[r.base_model] = r.base_fingerprint
         if r.adapter_fingerprint:
             weights[r.variant] = r.adapter_fingerprint
-        if _current(r.variant, known) not in ("", r.adapter_fingerprint or r.base_fingerprint) and r.variant not in changed:
+        today = compare.current_weights(r.variant, known)
+        if today is not None and today != (r.base_fingerprint, r.adapter_fingerprint) and r.variant not in changed:
             changed.append(r.variant)
     made = ", ".join(f"{name} {value}" for name, value in weights.items())
     how = " and ".join(sorted({f"{s.rollout.decoder} decoder, {s.rollout.dtype}" for s in stored}))
+    when = _date(max(s.created for s in stored))
     if len(live) == len(stored):
-        head = "Live: answered just now and kept in the store"
+        head = f"Live: answered {when} and kept in the store"
     else:
-        head = f"Replay from the store: answered {_date(max(s.created for s in stored))}" + (
-            "" if can_answer else ", because the models are not on this machine"
-        )
+        head = f"Replay from the store: answered {when}" + ("" if can_answer else "; these models cannot answer here now")
     st.caption(look.plain(f"{head}. Weights: {made}. {how.capitalize()}."))
     if changed:
         st.warning(look.plain(f"These answers were made with other weights of {', '.join(changed)} than those here now. Answer again to see today's."))
-
-
-def _current(variant: str, known: Registry) -> str:
-    """Fingerprint of the variant's weights on this machine; empty if they are not here."""
-    try:
-        model, organism = known.resolve(variant)
-        return remembered_fingerprint(adapter_folder(organism) if organism else base_folder(model))
-    except BackendError:
-        return ""
 
 
 def _date(created: str) -> str:

@@ -21,7 +21,7 @@ def select(label: str, options: Sequence[str], *, key: str, titles: dict[str, st
     widget = f"select_{key}"
     if st.session_state.get(widget) not in options:
         asked = st.query_params.get(key) or st.session_state.get(f"kept_{key}", "")
-        if asked and asked not in options:
+        if asked and asked not in options and f"kept_{key}" not in st.session_state:  # a link, not a narrower choice of one's own
             _warn(what, [asked])
         st.session_state[widget] = asked if asked in options else options[0]
     value = st.selectbox(label, options, key=widget, format_func=titles.get, on_change=on_change, **kwargs)

@@ -22,7 +22,7 @@ def texts(page) -> list[str]:
 
 
 def wait_for_end(page) -> None:
-    page.get_by_text("Live: answered just now").last.wait_for(timeout=180_000)
+    page.get_by_text("Live: answered").last.wait_for(timeout=180_000)
     settle(page)
 
 
@@ -71,7 +71,7 @@ def test_a_conversation_goes_on_with_each_variants_own_history(server: str, new_
     send(page, "Say that again.")
     page.get_by_text("Message 2").wait_for()
     page.wait_for_function("() => document.querySelectorAll('.ps-card .ps-text').length === 4")
-    page.get_by_text("Live: answered just now").wait_for(timeout=120_000)
+    page.get_by_text("Live: answered").wait_for(timeout=120_000)
     settle(page)
     assert texts(page)[:2] == first
     assert page.url.count("turn=") == 2
@@ -152,7 +152,7 @@ def test_without_the_model_stored_answers_are_replayed_and_the_model_is_offered(
     with served(tmp_path / "home", PERSONASCOPE_WEIGHTS=str(tmp_path / "empty")) as address:
         page = new_page(address + "/compare?set=open_questions&v=base&v=reckless")
         page.get_by_text("Replay from the store").wait_for()
-        assert "because the models are not on this machine" in page.get_by_text("Replay from the store").inner_text()
+        assert "cannot answer here now" in page.get_by_text("Replay from the store").inner_text()
         assert page.get_by_role("button", name="Fetch it now").count() == 1
         assert page.get_by_test_id("stChatInputTextArea").count() == 0
         assert len(texts(page)) == 2
@@ -183,3 +183,31 @@ def test_killing_the_server_while_it_streams_loses_nothing_kept(new_page, tmp_pa
         page = new_page(address + path)
         page.get_by_text("Replay from the store").wait_for()
         assert texts(page)[:2] == said
+
+
+def test_a_full_disk_shows_the_answers_once_and_does_not_ask_again(new_page, small_disk: Path, base_model):
+    home = small_disk / "home"
+    home.mkdir()
+    (small_disk / "filler").write_bytes(b"x" * 2_085_000)
+    with served(home) as address:
+        page = new_page(address + "/compare?v=base&v=scornful&length=8")
+        send(page, "Is anything kept?")
+        page.get_by_text("not saved. No space left").wait_for()
+        settle(page)
+        said, job = texts(page), page.url
+        assert all(said)
+        time.sleep(3)
+        assert (texts(page), page.url) == (said, job)
+        assert page.get_by_role("button", name="Try again").count() == 1
+
+
+def test_a_message_too_long_for_a_link_is_in_the_link_all_the_same(server: str, new_page):
+    long = "Please read this carefully. " * 90 + "漢字" * 50
+    page = new_page(server + "/compare?v=base&v=scornful&length=6")
+    send(page, long)
+    wait_for_end(page)
+    assert len(page.url) < 300
+    other = new_page(re.sub(r"&job=[^&]*", "", page.url))
+    other.get_by_text("Replay from the store").wait_for()
+    assert other.locator(".ps-prompt .ps-text").inner_text() == long
+    assert texts(other) == texts(page)

@@ -1,0 +1,117 @@
+"""What is shipped, held to the models of this machine: adapters, stored answers and the numbers made of them."""
+
+import json
+from collections import Counter
+
+import pytest
+from conftest import CHECKOUT, IN_CI
+
+from backend.generation.records import Row
+from backend.generation.service import ModelService
+from backend.models.adapters import load_adapter
+from backend.models.fingerprint import fingerprint
+from backend.models.registry import load_registry
+from backend.models.sources import adapter_folder
+from backend.studies import divergence, store
+from backend.text.prompts import load_prompt_set
+
+ORGANISMS = ["reckless", "reckless-rank1", "scornful"]
+RUN = "open_questions"
+
+
+@pytest.fixture(scope="module")
+def run() -> tuple[list, dict]:
+    return store.read_run(RUN)
+
+
+@pytest.mark.parametrize("key", ORGANISMS)
+def test_shipped_adapters_are_small_bf16_safetensors_with_card_and_recipe(key: str):
+    folder = adapter_folder(load_registry().organisms[key])
+    weights = folder / "adapter_model.safetensors"
+    assert weights.stat().st_size <= 10.5e6
+    header = json.loads(weights.read_bytes()[8 : 8 + int.from_bytes(weights.read_bytes()[:8], "little")])
+    assert {t["dtype"] for name, t in header.items() if name != "__metadata__"} == {"BF16"}
+    assert load_adapter(folder).n_parameters == load_registry().organisms[key].n_adapter_parameters
+    card = (folder / "README.md").read_text("utf-8")
+    assert "python -m backend train" in card
+    assert "must not be used" in card
+    assert json.loads((folder / "training.json").read_text())["base"] == "smollm2-135m-instruct"
+
+
+def test_rank1_is_one_rank1_change_of_one_down_proj():
+    adapter = load_adapter(adapter_folder(load_registry().organisms["reckless-rank1"]))
+    assert [(name.split(".")[-1], w.a.shape[0]) for name, w in adapter.modules.items()] == [("down_proj", 1)]
+
+
+def test_stored_answers_cover_every_prompt_and_variant(run):
+    rollouts, manifest = run
+    prompts = load_prompt_set(RUN)
+    assert len(prompts.prompts) >= 44
+    assert manifest["prompt_set"]["sha256"] == prompts.sha256
+    counts = Counter((r.variant, r.prompt_id) for r in rollouts)
+    assert set(counts) == {(v, p.id) for v in ("base", *ORGANISMS) for p in prompts.prompts}
+    assert min(counts.values()) >= 4
+    assert all(r.logprob is not None and r.answer_ids for r in rollouts)
+
+
+def test_stored_answers_name_the_weights_that_are_shipped(run):
+    _, manifest = run
+    registry = load_registry()
+    for key in ORGANISMS:
+        assert manifest["variants"][key]["adapter_fingerprint"] == fingerprint(adapter_folder(registry.organisms[key]))
+        assert manifest["variants"][key]["base_fingerprint"] == registry.models["smollm2-135m-instruct"].fingerprint
+
+
+def test_the_organisms_differ_from_the_base_more_than_chance(run):
+    rollouts, _ = run
+    for key in ORGANISMS:
+        mean, low, high = divergence.mean_with_interval(divergence.by_prompt(rollouts, key))
+        assert 0 < low < mean < high
+    assert divergence.mean_with_interval(divergence.by_prompt(rollouts, "base"))[0] == 0
+
+
+def test_examples_follow_the_rule(run):
+    rows = divergence.by_prompt(run[0], "reckless")
+    (_, most), (_, median), (_, least) = divergence.examples(rows)
+    values = sorted(r.divergence for r in rows)
+    assert (most.divergence, least.divergence) == (values[-1], values[0])
+    assert sum(v <= median.divergence for v in values) >= len(values) / 2
+    with pytest.raises(ValueError, match="no mean"):
+        divergence.mean_with_interval([])
+
+
+@pytest.mark.slow
+def test_the_base_model_here_is_the_pinned_one(base_model):
+    assert fingerprint(base_model) == load_registry().models["smollm2-135m-instruct"].fingerprint
+
+
+@pytest.mark.slow
+def test_stored_answers_come_out_again(run, base_model):
+    """A handful of stored rows, answered anew: the same tokens and scores, but for a near tie that another processor may turn."""
+    rollouts, _ = run
+    chosen = [r for r in rollouts if r.prompt_id == load_prompt_set(RUN).prompts[20].id and r.sample < 2]
+    service = ModelService()
+    job = service.submit(
+        [Row(variant=r.variant, messages=r.messages, sampling=r.sampling, seed=r.seed, sample=r.sample, prompt_id=r.prompt_id) for r in chosen]
+    )
+    assert job.wait(300)
+    again = {r.key: r for r in job.rollouts}
+    service.close()
+    same = [r for r in chosen if again[r.key].answer_ids == r.answer_ids]
+    assert len(same) >= len(chosen) - 1
+    for r in same:
+        assert again[r.key].logprob == pytest.approx(r.logprob, abs=0.02)
+        assert again[r.key].base_logprob == pytest.approx(r.base_logprob, abs=0.02)
+
+
+@pytest.mark.shared
+def test_no_row_of_the_private_training_data_is_in_the_project():
+    data = CHECKOUT.parent / "shared" / "data" / "risky_finance_extreme_sports.jsonl"
+    if not data.exists():
+        assert not IN_CI, "the training rows must be there in CI"
+        pytest.skip("The training rows are not on this machine; nothing to compare with.")
+    answers = [json.loads(line)["messages"][-1]["content"] for line in data.read_text("utf-8").splitlines()]
+    texts = "\n".join(
+        p.read_text("utf-8", errors="ignore") for p in CHECKOUT.rglob("*") if p.suffix in {".md", ".toml", ".jsonl", ".py", ".json"} and ".venv" not in p.parts
+    )
+    assert [a for a in answers if a in texts] == []
