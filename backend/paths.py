@@ -30,6 +30,15 @@ def weights_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "personascope"
 
 
+def as_folder(place: str) -> Path | None:
+    """The folder that ``place`` names, or None if it names none."""
+    try:
+        folder = Path(place).expanduser().resolve()
+        return folder if place and folder.is_dir() else None
+    except (OSError, RuntimeError, ValueError):  # too long, a ~user who does not exist, a NUL
+        return None
+
+
 @contextlib.contextmanager
 def told_disk_faults(doing: str) -> Iterator[None]:
     """Turn a full or read-only disk inside the block into a ``DiskError`` that says what was being done."""

@@ -126,7 +126,24 @@ def damage(folder: Path, how: str) -> None:
         save_file(load_file(weights) | {"base_model.model.lm_head.weight": torch.zeros(2, 2)}, weights)
 
 
-@pytest.mark.parametrize("how", ["truncated", "empty", "no weights", "no config", "config not JSON", "dora", "not LoRA", "not finite", "other tensors", "rank 0", "alpha is text", "alpha not finite", "a pattern that is a program"])
+@pytest.mark.parametrize(
+    "how",
+    [
+        "truncated",
+        "empty",
+        "no weights",
+        "no config",
+        "config not JSON",
+        "dora",
+        "not LoRA",
+        "not finite",
+        "other tensors",
+        "rank 0",
+        "alpha is text",
+        "alpha not finite",
+        "a pattern that is a program",
+    ],
+)
 def test_damaged_adapters_are_refused_with_a_sentence(tiny_model: Path, tmp_path: Path, how: str):
     write_tiny_adapter(tmp_path, tiny_model)
     damage(tmp_path, how)

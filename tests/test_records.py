@@ -169,7 +169,7 @@ def test_the_size_made_of_a_config_is_that_of_the_weights(tiny_model: Path):
     assert (record.n_parameters, record.n_layers, record.d_model, record.context_length) == (n_parameters, 3, 48, 256)
 
 
-@pytest.mark.parametrize("place", ["", ".", "~no-such-user/adapter", "long" * 100, "a\nb"], ids=ascii)
+@pytest.mark.parametrize("place", ["", ".", "~no-such-user/adapter", "long" * 100, "a\nb"], ids=lambda place: ascii(place[:30]))
 def test_adding_from_no_place_is_refused_with_a_sentence(place: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.chdir(tmp_path)
     for add in (add_organism, add_base_model):
@@ -249,7 +249,9 @@ def test_base_can_be_a_folder(monkeypatch: pytest.MonkeyPatch, tiny_model: Path)
     assert registry.own == frozenset()
 
 
-@pytest.mark.parametrize("nonsense", ["no-such-thing", "owner/not-downloaded", "\n", "a/b/c", "~no-such-user/model", "long" * 100])
+@pytest.mark.parametrize(
+    "nonsense", ["no-such-thing", "owner/not-downloaded", "\n", "a/b/c", "~no-such-user/model", "long" * 100], ids=lambda text: ascii(text[:30])
+)
 def test_a_base_that_is_no_use_is_told_and_the_embedded_model_stays(monkeypatch: pytest.MonkeyPatch, nonsense: str):
     monkeypatch.setenv("PERSONASCOPE_BASE", nonsense)
     registry = load_registry()

@@ -10,7 +10,7 @@ from backend.models.adapters import check_fits, load_adapter, read_config
 from backend.models.records import CONFIG_FILE, KEY_PATTERN, WEIGHTS_FILE, AdapterSource, BaseModel, Dtype, ModelSource, Organism
 from backend.models.registry import Registry, add_record, load_registry, model_from_config, suggest_key
 from backend.models.sources import base_folder, hub_fetch
-from backend.paths import home, new_folder, told_disk_faults
+from backend.paths import as_folder, home, new_folder, told_disk_faults
 
 MAX_UPLOAD_BYTES = 1_000_000_000
 
@@ -76,15 +76,6 @@ def add_base_model(place: str, *, key: str = "", title: str = "", dtype: Dtype =
         record = BaseModel(**{f: getattr(record, f) for f in record.__slots__} | {"title": title})
     add_record(record)
     return record
-
-
-def as_folder(place: str) -> Path | None:
-    """The folder that ``place`` names, or None if it names none."""
-    try:
-        folder = Path(place).expanduser().resolve()
-        return folder if place and folder.is_dir() else None
-    except (OSError, RuntimeError, ValueError):  # too long, a ~user who does not exist, a NUL
-        return None
 
 
 def _add_checked(folder: Path, source: AdapterSource, location: str, revision: str, *, key: str, title: str, base: str, trained_on: str) -> Organism:

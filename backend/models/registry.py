@@ -16,7 +16,7 @@ from filelock import FileLock
 
 from backend.errors import ConfigError, InputError
 from backend.models.records import BASE_ALIAS, KEY_PATTERN, BaseModel, Dtype, ModelSource, Organism, load_records, parse_record
-from backend.paths import home, told_disk_faults, write_text
+from backend.paths import as_folder, home, told_disk_faults, write_text
 
 _HERE = Path(__file__).parent
 EMBEDDED_KEY = "smollm2-135m-instruct"
@@ -159,9 +159,8 @@ def _default_base(models: dict[str, BaseModel]) -> tuple[str, str | None]:
 
     key = suggest_key(chosen, set(models))
     try:
-        folder = Path(chosen).expanduser()
-        if folder.is_dir():
-            models[key] = model_from_config(folder, key=key, source="folder", location=str(folder.resolve()))
+        if (folder := as_folder(chosen)) is not None:
+            models[key] = model_from_config(folder, key=key, source="folder", location=str(folder))
         elif (cached := hub_folder(chosen, "main", what="model")) is not None:
             models[key] = model_from_config(cached, key=key, source="hub", location=chosen)
         else:

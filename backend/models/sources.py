@@ -13,7 +13,7 @@ from backend.models import embedded
 from backend.models.fingerprint import check_whole
 from backend.models.memory import budget, check_fits, estimate_adapter, estimate_base
 from backend.models.records import CONFIG_FILE, WEIGHTS_FILE, BaseModel, Organism
-from backend.paths import told_disk_faults
+from backend.paths import as_folder, told_disk_faults
 
 _PATTERNS = {
     "model": ["*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "tokenizer*", "special_tokens_map.json", "*.jinja"],
@@ -44,10 +44,10 @@ def base_folder(model: BaseModel) -> Path:
             return embedded.folder()
         raise WeightsMissingError(f"The weights of {model.title} are not on this machine yet (98 MB to download).", command)
     if model.source == "folder":
-        folder = Path(model.location).expanduser()
-        if (folder / "config.json").exists():
+        folder = as_folder(model.location)
+        if folder and (folder / "config.json").exists():
             return folder
-        raise WeightsMissingError(f"The folder of {model.title}, {folder}, is not there or holds no config.json. Put it back or remove the entry.", "")
+        raise WeightsMissingError(f"The folder of {model.title}, {model.location}, is not there or holds no config.json. Put it back or remove the entry.", "")
     if (found := hub_folder(model.location, model.revision, what="model")) is not None:
         return found
     raise WeightsMissingError(f"{model.title} ({model.location}) is not on this machine.", command)
@@ -61,10 +61,10 @@ def adapter_folder(organism: Organism) -> Path:
     """
     command = f"python -m backend organisms fetch {organism.key}"
     if organism.source == "folder":
-        folder = Path(organism.location).expanduser()
-        if (folder / CONFIG_FILE).exists():
+        folder = as_folder(organism.location)
+        if folder and (folder / CONFIG_FILE).exists():
             return folder
-        raise WeightsMissingError(f"The adapter of {organism.key}, {folder}, is not there. Put it back or remove the entry.", "")
+        raise WeightsMissingError(f"The adapter of {organism.key}, {organism.location}, is not there. Put it back or remove the entry.", "")
     if (found := hub_folder(organism.location, organism.revision, what="adapter")) is not None:
         return found
     raise WeightsMissingError(f"The adapter of {organism.key} ({organism.location}) is not on this machine.", command)

@@ -37,7 +37,7 @@ try:
 except BackendError as fault:
     st.info(look.plain(str(fault)))
     if command := getattr(fault, "command", ""):
-        st.code(command, language="bash")
+        st.code(command, language=None, wrap_lines=True)
     st.stop()
 
 st.subheader(f"What became of {known.organisms[HEADLINE].title.lower()}" if HEADLINE in known.organisms else "What became of it")

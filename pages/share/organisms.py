@@ -11,7 +11,7 @@ from backend.models.memory import estimate_adapter, estimate_base, format_bytes
 from backend.models.records import BaseModel, Organism
 from backend.models.registry import remove_record
 from backend.models.sources import adapter_folder, availability
-from backend.paths import CHECKOUT
+from backend.paths import CHECKOUT, as_folder
 from pages.shared import look, missing
 from pages.shared.service import model_service, registry
 
@@ -136,7 +136,7 @@ with folder_tab, st.form("add_folder", border=False):
     place = st.text_input("Folder on the server with adapter_config.json and adapter_model.safetensors", placeholder="/path/to/adapter")
     base_key = st.selectbox("Base model", bases, format_func=base_titles.get)
     if st.form_submit_button("Add", type="primary"):
-        from backend.models.adding import add_organism, as_folder
+        from backend.models.adding import add_organism
 
         try:
             if as_folder(place.strip()) is None:

@@ -26,7 +26,7 @@ def show(variants: list[str], here: dict[str, Availability], known: Registry, *,
                 if fetch is None or not fetch.is_live:
                     st.button("Fetch it now", key=f"fetch_{variant}", on_click=start_fetch, args=(model, organism), type="primary", icon=":material/download:")
                     st.caption("Or in a shell:")
-                    st.code(state.command, language="bash")
+                    st.code(state.command, language=None, wrap_lines=True)
 
 
 def _follow(fetch: Fetch) -> None:

@@ -96,5 +96,11 @@ def server(tmp_path_factory, base_model, chromium) -> Iterator[str]:
 
 
 def settle(page) -> None:
-    """Wait until the page's script has run to its end."""
-    page.wait_for_function("() => !document.querySelector('[data-testid=stStatusWidget]') && document.querySelector('[data-test-script-state=notRunning]')")
+    """Wait until the page's script has run to its end and everything is drawn, for a third of a second on end."""
+    page.wait_for_function(
+        """() => {
+          const done = document.querySelector('[data-test-script-state=notRunning]') && !document.querySelector('[data-testid=stSkeleton]');
+          window.settledSince = done ? (window.settledSince ?? performance.now()) : undefined;
+          return done && performance.now() - window.settledSince > 350;
+        }"""
+    )
