@@ -241,6 +241,12 @@ def test_a_set_that_is_not_there_is_told_with_the_shipped_ones(name: str):
         load_prompt_set(name)
 
 
+def test_a_prompt_on_the_command_line_that_is_not_utf8_is_told(run_cli, tiny_registry: list[str]):
+    done = run_cli("generate", "--variant", "tiny", "--prompt", "\udcff hi", "--max-new-tokens", "2", "--json")
+    assert (done.returncode, "Traceback" in done.stderr) == (1, False)
+    assert "UTF-8" in done.stderr
+
+
 def test_an_unknown_prompt_of_a_set_is_told():
     with pytest.raises(InputError, match="no prompt 'nobody'"):
         load_prompt_set("tuning").get("nobody")

@@ -16,7 +16,7 @@ from backend.studies.store import keep_text, read_text
 from backend.text.prompts import Prompt, PromptSet, keep_uploaded, load_prompt_set, own_sets, parse_prompt_set, shipped_sets
 from pages.shared import answers, look, missing, replay
 from pages.shared.service import model_service, registry
-from pages.shared.state import choose, keep_list, kept_list, link, select, warn_of_unknown
+from pages.shared.state import choose, keep_list, kept_list, link, select, warn_of_number, warn_of_unknown
 
 OWN = "own"
 LONGEST_IN_LINK = 1500  # bytes of a message; a longer one is kept in the store, and the link names it
@@ -122,6 +122,13 @@ with st.sidebar:
             st.error(look.plain(str(fault)))
             st.stop()
     system = st.text_area("System prompt", key="system", bind="query-params", height=80, placeholder="The model's own default", max_chars=2000)
+    for parameter, low, high, what in (
+        ("temperature", 0, 2, "the temperature"),
+        ("length", 1, 2048, "the length"),
+        ("samples", 1, 16, "the number of samples"),
+        ("seed", 0, 10**9, "the seed"),
+    ):
+        warn_of_number(parameter, low, high, what)
     temperature = st.slider("Temperature", 0.0, 2.0, 0.7, 0.1, key="temperature", bind="query-params", help="0 always takes the likeliest token.")
     length = st.number_input("Longest answer (tokens)", 1, 2048, 128, key="length", bind="query-params")
     samples = st.number_input("Samples", 1, 16, 1, key="samples", bind="query-params", help="Answers of each variant to the prompt.")

@@ -62,6 +62,19 @@ def warn_of_unknown(parameter: str, allowed: Sequence[str], what: str) -> None:
             _warn(what, unknown)
 
 
+def warn_of_number(parameter: str, low: float, high: float, what: str) -> None:
+    """The same for a number: say so if the link gives none, or one out of range."""
+    if parameter in st.session_state or parameter not in st.query_params:
+        return
+    asked = st.query_params[parameter]
+    try:
+        fits = low <= float(asked) <= high
+    except ValueError:
+        fits = False
+    if not fits:
+        st.warning(f"This link asks for {what} {plain(asked[:40])}; it can be {low:g} to {high:g}. The default is used instead.")
+
+
 def link() -> str:
     """The address of what is on screen, for a colleague with access to this server."""
     pairs = [(k, v) for k in st.query_params for v in st.query_params.get_all(k) if k != "job"]

@@ -120,6 +120,7 @@ def test_unknown_things_in_a_link_are_said(server: str, new_page):
     said = " ".join(page.get_by_role("alert").all_inner_texts())
     assert "nobody" in said
     assert "nothing" in said
+    assert "the temperature abc" in said
 
 
 def test_a_prompt_set_is_stepped_through_and_compared_word_by_word(server: str, new_page):
