@@ -166,6 +166,11 @@ def test_a_truncated_table_hides_only_its_run(kept: float):
     content = table.read_bytes()
     table.write_bytes(content[: int(kept * len(content)) if isinstance(kept, float) else kept])
     assert found(good, bad) == {good.key: good}
+
+
+def test_reading_a_truncated_run_by_name_is_not_an_empty_run():
+    table = save([make_rollout()], name="bad") / "rollouts.parquet"
+    table.write_bytes(table.read_bytes()[:100])
     with pytest.raises(ResultMissingError):
         store.read_run("bad")
 

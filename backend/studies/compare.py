@@ -153,7 +153,6 @@ def describe(rollouts: Sequence[Rollout]) -> dict:
         "kind": "rollouts",
         "variants": variants,
         "samplings": sorted({(r.sampling.temperature, r.sampling.max_new_tokens) for r in rollouts}),
-        "seeds": sorted({r.seed for r in rollouts})[:MAX_SAMPLES],
         "decoders": sorted({f"{r.decoder} {r.dtype}" for r in rollouts}),
         "n_prompts": len({r.messages for r in rollouts}),
     }
