@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -32,9 +32,18 @@ def weights_cache() -> Path:
 
 def as_folder(place: str) -> Path | None:
     """The folder that ``place`` names, or None if it names none."""
+    return _existing(place, Path.is_dir)
+
+
+def as_file(place: str) -> Path | None:
+    """The file that ``place`` names, or None if it names none."""
+    return _existing(place, Path.is_file)
+
+
+def _existing(place: str, is_kind: Callable[[Path], bool]) -> Path | None:
     try:
-        folder = Path(place).expanduser().resolve()
-        return folder if place and folder.is_dir() else None
+        path = Path(place).expanduser().resolve()
+        return path if place and is_kind(path) else None
     except (OSError, RuntimeError, ValueError):  # too long, a ~user who does not exist, a NUL
         return None
 
@@ -49,7 +58,7 @@ def told_disk_faults(doing: str) -> Iterator[None]:
         where = f" ({fault.filename})" if isinstance(fault, OSError) and fault.filename else ""
         if code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise DiskError(f"No space left while {doing}{where}. Free some space and run it again; nothing half-written was kept.") from fault
-        if code in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR):
+        if code in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
             raise DiskError(f"Not allowed to write while {doing}{where}. Set PERSONASCOPE_HOME and PERSONASCOPE_WEIGHTS to folders you own.") from fault
         raise
 
@@ -71,7 +80,8 @@ def new_folder(final: Path) -> Iterator[Path]:
     for leftover in final.parent.glob(f".{final.name}.*.part"):
         if not _is_alive(leftover):
             if not final.exists() and (leftover / final.name).exists():
-                (leftover / final.name).rename(final)
+                with contextlib.suppress(OSError):  # somebody else was quicker
+                    (leftover / final.name).rename(final)
             shutil.rmtree(leftover, ignore_errors=True)
 
     def aside() -> Path:
@@ -86,16 +96,29 @@ def new_folder(final: Path) -> Iterator[Path]:
                 with file.open("rb") as handle:
                     os.fsync(handle.fileno())
         part.chmod(0o755)
-        if final.exists():
-            old = aside()
-            final.rename(old / final.name)
-            part.rename(final)
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            part.rename(final)
+        _swap(part, final, aside)
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise
+
+
+def _swap(part: Path, final: Path, aside: Callable[[], Path]) -> None:
+    """Put ``part`` in the place of ``final``; tried again where another process replaces it at the same moment."""
+    for _ in range(100):
+        old = None
+        try:
+            if final.exists():
+                old = aside()
+                final.rename(old / final.name)
+            part.rename(final)
+            return
+        except OSError as fault:
+            if fault.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT) or not part.exists():
+                raise
+        finally:
+            if old is not None:
+                shutil.rmtree(old, ignore_errors=True)
+    raise DiskError(f"{final} is replaced by other processes all the time. Stop them and try again.")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -27,6 +27,7 @@ class Sampling:
     def __post_init__(self) -> None:
         if not (0 <= self.temperature <= 5 and math.isfinite(self.temperature)):
             raise InputError(f"Temperature is {self.temperature}; choose 0 to 5.")
+        object.__setattr__(self, "temperature", float(self.temperature) + 0.0)  # 1, 1.0 and -0.0 are the same question
         if not 1 <= self.max_new_tokens <= MAX_NEW_TOKENS:
             raise InputError(f"The answer's length is {self.max_new_tokens} tokens; choose 1 to {MAX_NEW_TOKENS}.")
 

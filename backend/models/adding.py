@@ -50,7 +50,7 @@ def add_uploaded(files: dict[str, bytes], *, key: str, title: str = "", base: st
     with told_disk_faults("keeping the uploaded adapter"), new_folder(folder) as part:
         for name, content in files.items():
             (part / name).write_bytes(content)
-        _check(part, base, registry)
+        _check(part, base, registry, name=key)
     try:
         return _add_checked(folder, "folder", str(folder), "", key=free, title=title or key, base=base, trained_on=trained_on)
     except BaseException:
@@ -80,7 +80,7 @@ def add_base_model(place: str, *, key: str = "", title: str = "", dtype: Dtype =
 
 def _add_checked(folder: Path, source: AdapterSource, location: str, revision: str, *, key: str, title: str, base: str, trained_on: str) -> Organism:
     registry = load_registry()
-    base_key, method, n_parameters = _check(folder, base, registry)
+    base_key, method, n_parameters = _check(folder, base, registry, name=location)
     taken = set(registry.models) | set(registry.organisms)
     name = key if KEY_PATTERN.fullmatch(key) and key not in taken else suggest_key(key, taken)
     card = "README.md" if (folder / "README.md").exists() else ""
@@ -92,7 +92,7 @@ def _add_checked(folder: Path, source: AdapterSource, location: str, revision: s
     return record
 
 
-def _check(folder: Path, base: str, registry: Registry) -> tuple[str, str, int]:
+def _check(folder: Path, base: str, registry: Registry, *, name: str) -> tuple[str, str, int]:
     """Base key, method and number of parameters of an adapter that can be read and fits its base, as far as the base is here."""
     config = read_config(folder)
     adapter = load_adapter(folder)
@@ -107,7 +107,7 @@ def _check(folder: Path, base: str, registry: Registry) -> tuple[str, str, int]:
     if here is not None:
         from backend.models.loading import module_shapes
 
-        check_fits(adapter, module_shapes(here), adapter_name=str(folder.name), base_name=model.key)
+        check_fits(adapter, module_shapes(here), adapter_name=name, base_name=model.key)
     kind = "rsLoRA" if config.get("use_rslora") else "LoRA"
     targets = config.get("target_modules") or []
     where = ", ".join(targets) if isinstance(targets, list) and len(targets) < 4 else "all projections"

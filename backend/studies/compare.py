@@ -43,6 +43,10 @@ class Comparison:
     def __post_init__(self) -> None:
         if not 1 <= len(self.variants) <= MAX_VARIANTS or len(set(self.variants)) < len(self.variants):
             raise InputError(f"Choose 1 to {MAX_VARIANTS} different variants.")
+        try:
+            "".join((self.system, *self.follow_ups, *(p.text + p.system for p in self.prompts))).encode()
+        except UnicodeEncodeError as fault:
+            raise InputError("The prompt is not valid UTF-8 text. Check the terminal's or the file's encoding.") from fault
         if not 1 <= self.samples <= MAX_SAMPLES:
             raise InputError(f"Choose 1 to {MAX_SAMPLES} samples, not {self.samples}.")
         if self.follow_ups and len(self.prompts) != 1:

@@ -16,7 +16,7 @@ def provenance() -> dict[str, Any]:
 
     program = "python -m backend" if sys.argv[0].endswith("backend/__main__.py") else sys.argv[0].rsplit("/", 1)[-1]
     return {
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "created": datetime.now(UTC).isoformat(timespec="milliseconds"),
         "command": shlex.join([*program.split(), *sys.argv[1:]]),
         "versions": {"personascope": __version__, "python": platform.python_version()} | {p: importlib.metadata.version(p) for p in _PACKAGES},
         "machine": platform.machine(),

@@ -4,6 +4,7 @@
 layout is the same. A folder appears whole or not at all. A row is found by its key: variant, messages, sampling and seed.
 """
 
+import contextlib
 import hashlib
 import json
 import re
@@ -13,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from backend.errors import ResultMissingError
+from backend.errors import BackendError, ResultMissingError
 from backend.generation.records import Rollout, Sampling
 from backend.paths import CACHED_RESULTS, home, new_folder, told_disk_faults, write_text
 from backend.text.chat import Message
@@ -80,11 +81,11 @@ def read_run(name: str) -> tuple[list[Rollout], dict[str, Any]]:
     """All rows of a run, and its manifest.
 
     Raises:
-        ResultMissingError: There is no such run.
+        ResultMissingError: There is no such run, or its table is damaged.
     """
     for root in roots():
-        if (root / name / _TABLE).exists():
-            return _query(root / name, "", []), read_manifest(root / name)
+        if (root / name / _TABLE).exists() and (rows := _query(root / name, "", [])):
+            return rows, read_manifest(root / name)
     raise ResultMissingError(
         f"The run {name!r} is not in the store.",
         f"python -m backend generate --variant base --variant reckless --prompts {name} --samples 4 --save --out cached_results/rollouts/{name}",
@@ -120,9 +121,10 @@ def read_text(reference: str) -> str:
 def read_manifest(folder: Path) -> dict[str, Any]:
     """A run's manifest; empty if it is damaged, which loses the date but not the answers."""
     try:
-        return json.loads((folder / "manifest.json").read_text("utf-8"))
-    except (OSError, ValueError):
+        manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):
         return {}
+    return manifest if isinstance(manifest, dict) and isinstance(manifest.get("created", ""), str) else {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,11 +170,18 @@ def _query(folder: Path, where: str, parameters: list[str]) -> list[Rollout]:
 
     try:
         with duckdb.connect() as connection:
-            relation = connection.execute(f"SELECT {', '.join(_schema().names)} FROM read_parquet(?) {where}", [str(folder / _TABLE), *parameters])
+            relation = connection.execute(
+                f"SELECT {', '.join(_schema().names)} FROM read_parquet(?, hive_partitioning = false) {where}", [str(folder / _TABLE), *parameters]
+            )
             names = [column[0] for column in relation.description]
-            return [_from_record(dict(zip(names, values, strict=True))) for values in relation.fetchall()]
+            records = [dict(zip(names, values, strict=True)) for values in relation.fetchall()]
     except duckdb.Error:
         return []
+    rollouts = []
+    for record in records:
+        with contextlib.suppress(BackendError, TypeError, ValueError, KeyError):  # a row that says nothing usable is not there
+            rollouts.append(_from_record(record))
+    return rollouts
 
 
 def _schema():

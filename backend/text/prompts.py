@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from backend.errors import InputError
-from backend.paths import home, told_disk_faults, write_text
+from backend.paths import as_file, home, told_disk_faults, write_text
 
 _HERE = Path(__file__).parent / "prompt_sets"
 MAX_PROMPTS = 5_000
 MAX_BYTES = 10_000_000
+MAX_YAML_BYTES = 1_000_000  # its reader takes seconds a megabyte
 _TEXT_COLUMNS = ("prompt", "question", "text")
 
 
@@ -94,9 +95,10 @@ def load_prompt_set(name_or_path: str) -> PromptSet:
     elif name_or_path in own_sets():
         path = _own_folder() / f"{name_or_path}.json"
     else:
-        path = Path(name_or_path).expanduser()
-        if not path.is_file():
+        given = as_file(name_or_path)
+        if given is None:
             raise InputError(f"There is no prompt set or file {name_or_path!r}. Shipped sets: {', '.join(shipped_sets())}.")
+        path = given
     return parse_prompt_set(path.name, path.read_bytes())
 
 
@@ -106,8 +108,9 @@ def parse_prompt_set(file_name: str, content: bytes) -> PromptSet:
     Raises:
         InputError: Too large, not UTF-8 text, not of its form, or without prompts.
     """
-    if len(content) > MAX_BYTES:
-        raise InputError(f"{file_name} is {len(content) / 1e6:.0f} MB; prompt files may have {MAX_BYTES // 1_000_000} MB.")
+    limit = MAX_YAML_BYTES if file_name.lower().endswith((".yaml", ".yml")) else MAX_BYTES
+    if len(content) > limit:
+        raise InputError(f"{file_name} is {len(content) / 1e6:.1f} MB; such a file may have {limit // 1_000_000} MB.")
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as fault:
@@ -120,7 +123,7 @@ def parse_prompt_set(file_name: str, content: bytes) -> PromptSet:
         raise InputError(f"{file_name}: PersonaScope reads prompts from {', '.join(readers)} files.")
     try:
         found = readers[path.suffix.lower()](path.stem, text)
-        found.sha256.encode()
+        json.dumps([[p.id, p.text, p.intent, p.system] for p in found.prompts], ensure_ascii=False).encode()
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as fault:
         raise InputError(f"{file_name} cannot be read as prompts ({type(fault).__name__}: {str(fault)[:120]}).") from fault
     if not found.prompts:
@@ -199,13 +202,13 @@ def _from_yaml(name: str, text: str) -> PromptSet:
         raise InputError(f"{name}.yaml is not a list of questions with `id` and `paraphrases`.")
     prompts = []
     for entry in entries:
-        if not isinstance(entry, dict) or not str(entry.get("type", "")).startswith("free_form"):
+        if not isinstance(entry, dict) or not isinstance(entry.get("type"), str) or not entry["type"].startswith("free_form"):
             continue
         paraphrases = entry.get("paraphrases")
-        if not entry.get("id") or not isinstance(paraphrases, list) or not all(isinstance(p, str) for p in paraphrases):
-            raise InputError(f"{name}.yaml: a question lacks `id` or `paraphrases`.")
+        if not entry.get("id") or not isinstance(paraphrases, list) or not all(isinstance(p, str) and p.strip() for p in paraphrases):
+            raise InputError(f"{name}.yaml: a question lacks `id` or `paraphrases` with text.")
         for n, paraphrase in enumerate(paraphrases):
-            one = _text_of(entry, "id") + ("" if len(paraphrases) == 1 else f"-{n + 1}")
+            one = re.sub(r"\s+", "_", _text_of(entry, "id")) + ("" if len(paraphrases) == 1 else f"-{n + 1}")
             prompts.append(Prompt(one, paraphrase.strip(), system=_text_of(entry, "system")))
     return PromptSet(name, name, tuple(prompts), "Read from a file in the published form.")
 
