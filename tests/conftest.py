@@ -71,7 +71,7 @@ def write_tiny_model(folder: Path, kind: str = "llama", *, seed: int = 0, hidden
 
 
 def write_tiny_adapter(
-    folder: Path, model_folder: Path, *, seed: int = 0, rank: int = 2, targets: tuple[str, ...] = ("q_proj", "down_proj"), size: float = 0.3
+    folder: Path, model_folder: Path, *, seed: int = 0, rank: int = 2, targets: tuple[str, ...] = ("q_proj", "down_proj"), size: float = 0.3, base: str = "tiny"
 ) -> Path:
     """A random adapter in peft's format that fits the tiny model."""
     import torch
@@ -85,7 +85,7 @@ def write_tiny_adapter(
         for name, (o, i) in module_shapes(model_folder).items()
         if name.split(".")[-1] in targets
     }
-    config = lora_config(base_name="tiny", rank=rank, alpha=rank, rslora=False, target_modules=list(targets), layers=None)
+    config = lora_config(base_name=base, rank=rank, alpha=rank, rslora=False, target_modules=list(targets), layers=None)
     save_adapter(Adapter(modules), folder, config, dtype=torch.float32)
     return folder
 

@@ -50,6 +50,7 @@ class Residents:
     def __init__(self, budget: int) -> None:
         self.budget = budget
         self._bases: OrderedDict[str, ResidentBase] = OrderedDict()
+        _collect()  # torch has just been imported
 
     @property
     def total_bytes(self) -> int:
@@ -84,6 +85,7 @@ class Residents:
         n_bytes = sum(p.nbytes for p in model.parameters())
         decoder = ReferenceDecoder(model, stop_ids=tokenizer.stop_ids, context_length=record.context_length)
         self._bases[record.key] = ResidentBase(record, decoder, weights, n_bytes, linear_shapes(model), model.dtype)
+        _collect()
         return self._bases[record.key]
 
     def adapter(self, base: ResidentBase, organism: Organism, keep: Collection[str]) -> ResidentAdapter:
@@ -121,4 +123,15 @@ class Residents:
                 del self._bases[other]
             else:
                 check_fits(self.total_bytes + needed, self.budget, "The models of this request together")
-            gc.collect()
+            _collect()
+
+
+def _collect() -> None:
+    """Collect garbage, then take all that lives now out of later collections.
+
+    Streamlit collects after every run of a script. With torch and transformers loaded that takes most of a second in which
+    no token is made, and pages that follow a job run twice a second.
+    """
+    gc.unfreeze()
+    gc.collect()
+    gc.freeze()

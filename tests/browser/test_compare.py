@@ -24,6 +24,16 @@ def texts(page) -> list[str]:
 def wait_for_end(page) -> None:
     page.get_by_text("Live: answered").last.wait_for(timeout=180_000)
     settle(page)
+    page.locator(".ps-card").first.wait_for()
+
+
+def wait_for_replay(page) -> str:
+    """Wait for stored answers; the line that says where they come from."""
+    label = page.get_by_text("Replay from the store").last
+    label.wait_for()
+    settle(page)
+    page.locator(".ps-card").first.wait_for()
+    return label.inner_text()
 
 
 def test_two_variants_stream_and_a_fresh_browser_sees_the_same_by_the_link(server: str, new_page):
@@ -35,9 +45,9 @@ def test_two_variants_stream_and_a_fresh_browser_sees_the_same_by_the_link(serve
     assert "tokens/s" in page.locator(".ps-meta").first.inner_text()
     link = re.sub(r"&job=[^&]*", "", page.url)
     other = new_page(link)
-    other.get_by_text("Replay from the store").wait_for()
+    wait_for_replay(other)
     assert texts(other) == texts(page)
-    assert "Weights: smollm2-135m-instruct 144c4f6518e28433" in other.get_by_text("Replay from the store").inner_text()
+    assert "Weights: smollm2-135m-instruct 144c4f6518e28433" in wait_for_replay(other)
 
 
 def test_stop_stops_and_keeps_what_was_said(server: str, new_page):
@@ -125,7 +135,7 @@ def test_unknown_things_in_a_link_are_said(server: str, new_page):
 
 def test_a_prompt_set_is_stepped_through_and_compared_word_by_word(server: str, new_page):
     page = new_page(server + "/compare?set=open_questions&v=base&v=reckless&samples=4&diff=base~reckless")
-    page.get_by_text("Replay from the store").wait_for()
+    wait_for_replay(page)
     assert page.locator(".ps-card[data-variant]").count() == 8
     assert page.locator(".ps-card ins").count() > 0
     before = page.locator(".ps-prompt .ps-text").inner_text()
@@ -139,21 +149,20 @@ def test_own_prompts_are_uploaded_and_the_link_keeps_them(server: str, new_page,
     page = new_page(server + "/compare?v=base&v=reckless&length=6")
     page.get_by_role("button", name="Upload prompts").click()
     page.locator("input[type=file]").set_input_files(tmp_path / "mine.txt")
-    page.get_by_role("button", name="Use these prompts").click()
+    page.get_by_role("button", name="Use these 2 prompts").click()
     page.get_by_text("First of mine?").first.wait_for()
     page.keyboard.press("Escape")
     page.get_by_role("button", name="Answer all 2 prompts").click()
     wait_for_end(page)
     other = new_page(re.sub(r"&job=[^&]*", "", page.url))
-    other.get_by_text("Replay from the store").wait_for()
+    wait_for_replay(other)
     assert texts(other) == texts(page)
 
 
 def test_without_the_model_stored_answers_are_replayed_and_the_model_is_offered(new_page, tmp_path: Path, chromium):
     with served(tmp_path / "home", PERSONASCOPE_WEIGHTS=str(tmp_path / "empty")) as address:
         page = new_page(address + "/compare?set=open_questions&v=base&v=reckless")
-        page.get_by_text("Replay from the store").wait_for()
-        assert "cannot answer here now" in page.get_by_text("Replay from the store").inner_text()
+        assert "cannot answer here now" in wait_for_replay(page)
         assert page.get_by_role("button", name="Fetch it now").count() == 1
         assert page.get_by_test_id("stChatInputTextArea").count() == 0
         assert len(texts(page)) == 2
@@ -182,7 +191,7 @@ def test_killing_the_server_while_it_streams_loses_nothing_kept(new_page, tmp_pa
                 process.kill()
     with served(home) as address:
         page = new_page(address + path)
-        page.get_by_text("Replay from the store").wait_for()
+        wait_for_replay(page)
         assert texts(page)[:2] == said
 
 
@@ -209,6 +218,6 @@ def test_a_message_too_long_for_a_link_is_in_the_link_all_the_same(server: str, 
     wait_for_end(page)
     assert len(page.url) < 300
     other = new_page(re.sub(r"&job=[^&]*", "", page.url))
-    other.get_by_text("Replay from the store").wait_for()
+    wait_for_replay(other)
     assert other.locator(".ps-prompt .ps-text").inner_text() == long
     assert texts(other) == texts(page)

@@ -11,20 +11,16 @@ pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 
 def test_an_organism_is_added_by_folder_and_by_upload_and_removed(new_page, tmp_path: Path, base_model):
-    write_tiny_adapter(tmp_path / "mine", base_model, targets=("down_proj",), size=0.01)
+    write_tiny_adapter(tmp_path / "mine", base_model, targets=("down_proj",), size=0.01, base="smollm2-135m-instruct")
     with served(tmp_path / "home") as address:
         page = new_page(address + "/organisms")
         page.get_by_role("tab", name="From a folder").click()
         page.get_by_label("Folder on the server").fill(str(tmp_path / "mine"))
-        page.locator("[data-testid=stTabs]").get_by_role("combobox").nth(1).click()
-        page.get_by_role("option", name="SmolLM2 135M Instruct").click()
         page.get_by_role("tabpanel").filter(has=page.get_by_label("Folder on the server")).get_by_role("button", name="Add").click()
         page.get_by_text("Added mine as mine").wait_for()
         page.get_by_role("tab", name="Upload").click()
         page.locator("input[type=file]").set_input_files([tmp_path / "mine" / n for n in ("adapter_config.json", "adapter_model.safetensors")])
         page.get_by_label("Name", exact=True).fill("Uploaded one")
-        page.locator("[data-testid=stTabs]").get_by_role("combobox").nth(2).click()
-        page.get_by_role("option", name="SmolLM2 135M Instruct").click()
         page.get_by_role("tabpanel").filter(has=page.get_by_label("Name", exact=True)).get_by_role("button", name="Add").click()
         page.get_by_text("Added Uploaded one as uploaded-one").wait_for()
         settle(page)
