@@ -82,7 +82,7 @@ def run(options: argparse.Namespace) -> int:
 def _stored_and_current(keys: list[str], registry) -> dict[str, Rollout]:
     """Stored rows that today's weights made."""
     current: dict[str, tuple[str, str] | None] = {}
-    found = {}
+    found: dict[str, Rollout] = {}
     for key, stored in store.find(keys).items():
         rollout = stored.rollout
         if rollout.variant not in current:
