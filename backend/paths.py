@@ -114,6 +114,8 @@ def _swap(part: Path, final: Path, aside: Callable[[], Path]) -> None:
             return
         except OSError as fault:
             if fault.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT) or not part.exists():
+                if old is not None and not final.exists() and (old / final.name).exists():
+                    (old / final.name).rename(final)
                 raise
         finally:
             if old is not None:

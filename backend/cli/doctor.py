@@ -14,9 +14,10 @@ import psutil
 
 from backend.cli.output import print_json
 from backend.errors import BackendError
+from backend.models.fingerprint import remembered_fingerprint
 from backend.models.memory import budget, device, format_bytes
 from backend.models.registry import load_registry
-from backend.models.sources import availability
+from backend.models.sources import availability, base_folder
 from backend.paths import home, weights_cache
 
 
@@ -89,6 +90,9 @@ def _weights() -> list[Check]:
     base = registry.models[registry.default_base]
     state = availability(base)
     checks = [Check("base model", state.state == "here", f"{base.title}: {state.sentence}", f"Run: {state.command}" if state.command else "")]
+    if base.fingerprint and state.state == "here" and (found := remembered_fingerprint(base_folder(base))) != base.fingerprint:
+        step = "Shipped answers were made with the expected ones; yours can differ. Delete the folder and fetch the model again."
+        checks.append(Check("weights", False, f"fingerprint {found}, expected {base.fingerprint}", step))
     here = [o.key for o in registry.organisms.values() if o.base in registry.models and availability(registry.models[o.base], o).state == "here"]
     checks.append(Check("organisms", bool(here), f"{len(here)} of {len(registry.organisms)} can answer here: {', '.join(here) or 'none'}"))
     return checks

@@ -10,7 +10,7 @@ from backend.cli.output import ProgressLine, format_seconds, print_json, say
 from backend.errors import InputError
 from backend.generation.records import Rollout, Sampling
 from backend.generation.service import ModelService
-from backend.models.registry import load_registry
+from backend.models.registry import Registry, load_registry
 from backend.studies import compare, store
 from backend.studies.provenance import provenance
 from backend.text.prompts import Prompt, PromptSet, load_prompt_set
@@ -44,12 +44,11 @@ def run(options: argparse.Namespace) -> int:
         seed=options.seed,
     )
     registry = load_registry()
-    rows = compare.first_rows(comparison)
-    keys = [row.key(registry.resolve(row.variant)[0].key) for row in rows]
-    known = _stored_and_current(keys, registry) if options.save else {}
-    missing = [row for row, key in zip(rows, keys, strict=True) if key not in known]
+    found = compare.look_up(compare.first_rows(comparison), registry)
+    known = _current(found, registry) if options.save else {}
+    missing = [row for row, key in zip(found.rows, found.keys, strict=True) if key not in known]
     if known:
-        say(f"{len(known)} of {len(rows)} answers are in the store already.")
+        say(f"{len(known)} of {len(found.rows)} answers are in the store already.")
     about = {"prompt_set": {"name": prompt_set.name, "sha256": prompt_set.sha256, "n": len(prompt_set.prompts)}} if options.prompts else {}
     stopped = False
     if missing:
@@ -69,7 +68,7 @@ def run(options: argparse.Namespace) -> int:
         if job.state == "failed":
             return 1
         known |= {r.key: r for r in job.rollouts}
-    rollouts = [known[key] for key in keys if key in known]
+    rollouts = [known[key] for key in found.keys if key in known]
     if options.out and not stopped:
         store.save(rollouts, provenance() | compare.describe(rollouts) | about, name=options.out.name, root=options.out.parent)
     if options.json:
@@ -79,17 +78,11 @@ def run(options: argparse.Namespace) -> int:
     return 130 if stopped else 0
 
 
-def _stored_and_current(keys: list[str], registry) -> dict[str, Rollout]:
+def _current(found: compare.Turn, registry: Registry) -> dict[str, Rollout]:
     """Stored rows that today's weights made."""
-    current: dict[str, tuple[str, str] | None] = {}
-    found: dict[str, Rollout] = {}
-    for key, stored in store.find(keys).items():
-        rollout = stored.rollout
-        if rollout.variant not in current:
-            current[rollout.variant] = compare.current_weights(rollout.variant, registry)
-        if current[rollout.variant] == (rollout.base_fingerprint, rollout.adapter_fingerprint):
-            found[key] = rollout
-    return found
+    stored = {key: s.rollout for key, s in found.stored.items()}
+    weights = {variant: compare.current_weights(variant, registry) for variant in {r.variant for r in stored.values()}}
+    return {key: r for key, r in stored.items() if weights[r.variant] == (r.base_fingerprint, r.adapter_fingerprint)}
 
 
 def _print_answers(rollouts: list[Rollout]) -> None:

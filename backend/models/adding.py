@@ -50,7 +50,6 @@ def add_uploaded(files: dict[str, bytes], *, key: str, title: str = "", base: st
     with told_disk_faults("keeping the uploaded adapter"), new_folder(folder) as part:
         for name, content in files.items():
             (part / name).write_bytes(content)
-        _check(part, base, registry, name=key)
     try:
         return _add_checked(folder, "folder", str(folder), "", key=free, title=title or key, base=base, trained_on=trained_on)
     except BaseException:
@@ -58,7 +57,7 @@ def add_uploaded(files: dict[str, bytes], *, key: str, title: str = "", base: st
         raise
 
 
-def add_base_model(place: str, *, key: str = "", title: str = "", dtype: Dtype = "float32", say: Callable[[str], None] = print) -> BaseModel:
+def add_base_model(place: str, *, key: str = "", dtype: Dtype = "float32", say: Callable[[str], None] = print) -> BaseModel:
     """Add a base model from a Hub id (downloaded) or a local folder in the Hub's format.
 
     Raises:
@@ -72,15 +71,13 @@ def add_base_model(place: str, *, key: str = "", title: str = "", dtype: Dtype =
     location = str(found) if source == "folder" else place
     revision = found.name if found.parent.name == "snapshots" else "main"
     record = model_from_config(found, key=name, source=source, location=location, revision=revision, dtype=dtype)
-    if title:
-        record = BaseModel(**{f: getattr(record, f) for f in record.__slots__} | {"title": title})
     add_record(record)
     return record
 
 
 def _add_checked(folder: Path, source: AdapterSource, location: str, revision: str, *, key: str, title: str, base: str, trained_on: str) -> Organism:
     registry = load_registry()
-    base_key, method, n_parameters = _check(folder, base, registry, name=location)
+    base_key, method, n_parameters = _check(folder, base, registry, name=title or location)
     taken = set(registry.models) | set(registry.organisms)
     name = key if KEY_PATTERN.fullmatch(key) and key not in taken else suggest_key(key, taken)
     card = "README.md" if (folder / "README.md").exists() else ""

@@ -78,20 +78,18 @@ def turns(comparison: Comparison, registry: Registry) -> list[Turn]:
     rows = first_rows(comparison)
     found: list[Turn] = []
     for follow_up in (*comparison.follow_ups, None):
-        keys = tuple(row.key(registry.resolve(row.variant)[0].key) for row in rows)
-        turn = Turn(tuple(rows), store.find(keys), keys)
+        turn = look_up(rows, registry)
         found.append(turn)
         if follow_up is None or not turn.is_complete:
             return found
-        rows = [next_row(row, turn.stored[key].rollout, follow_up, comparison.seed) for row, key in zip(rows, keys, strict=True)]
+        rows = [next_row(row, turn.stored[key].rollout, follow_up, comparison.seed) for row, key in zip(rows, turn.keys, strict=True)]
     return found
 
 
-def missing_rows(comparison: Comparison, registry: Registry) -> list[Row]:
-    """First rows of a comparison that the store does not have."""
-    keys = {row.key(registry.resolve(row.variant)[0].key): row for row in first_rows(comparison)}
-    stored = store.find(keys)
-    return [row for key, row in keys.items() if key not in stored]
+def look_up(rows: Sequence[Row], registry: Registry) -> Turn:
+    """Rows with what the store has of them."""
+    keys = tuple(row.key(registry.resolve(row.variant)[0].key) for row in rows)
+    return Turn(tuple(rows), store.find(keys), keys)
 
 
 def first_rows(comparison: Comparison) -> list[Row]:

@@ -194,7 +194,7 @@ with st.container(horizontal=True, vertical_alignment="bottom"):
     if set_name != OWN and can_answer and not is_live and not messages:
         n = len(in_set) * len(variants) * int(samples)
         if st.button(f"Answer all {len(in_set)} prompts", icon=":material/playlist_play:", help=f"{n:,} answers; those in the store are kept."):
-            unanswered = compare.missing_rows(replace(comparison, prompts=tuple(in_set)), known)
+            unanswered = compare.look_up(compare.first_rows(replace(comparison, prompts=tuple(in_set))), known).missing
             if unanswered:
                 start(unanswered, about_set)
                 st.rerun()

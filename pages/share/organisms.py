@@ -1,5 +1,7 @@
 """Organisms: what is here, what can be, what it costs in memory, where it comes from; and adding one without editing a file."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -77,10 +79,44 @@ def show_organism(organism: Organism, model: BaseModel) -> None:
                 st.text(text)  # somebody else's text stays text
 
 
-def added(organism: Organism) -> None:
-    """Say it and show it."""
+def pick_base() -> str:
+    """Key of a base model, or empty where the adapter names it itself."""
+    titles = {"": "As the adapter says"} | {key: model.title for key, model in known.models.items()}
+    return st.selectbox("Base model", list(titles), format_func=titles.get)
+
+
+def add(make: Callable[[], Organism]) -> None:
+    """Add an organism and show it, or say why not."""
+    try:
+        organism = make()
+    except BackendError as fault:
+        st.error(look.plain(str(fault)))
+        return
     st.session_state["added"] = f"Added {organism.title} as {organism.key}, on base {organism.base}."
     st.rerun()
+
+
+def add_from_hub(place: str, base: str) -> Organism:
+    from backend.models.adding import add_organism
+
+    with st.status("Fetching the adapter.") as status:
+        return add_organism(place, base=base, say=lambda sentence: status.update(label=look.plain(sentence)))
+
+
+def add_from_folder(place: str, base: str) -> Organism:
+    from backend.models.adding import add_organism
+
+    if as_folder(place) is None:
+        raise BackendError(f"{place or 'Nothing'} is no folder on this machine. Give the folder that holds the two files.")
+    return add_organism(place, base=base)
+
+
+def add_from_upload(files: dict[str, bytes], name: str, base: str, trained_on: str) -> Organism:
+    from backend.models.adding import add_uploaded
+
+    if not name:
+        raise BackendError("Give the organism a name.")
+    return add_uploaded(files, key=name, title=name, base=base, trained_on=trained_on)
 
 
 st.title("Organisms")
@@ -118,46 +154,23 @@ for organism, model in on_disk:
 
 st.subheader("Add an organism")
 hub, folder_tab, upload = st.tabs(["From the Hub", "From a folder", "Upload"])
-bases = ["", *known.models]
-base_titles = {"": "As the adapter says"} | {k: m.title for k, m in known.models.items()}
 with hub, st.form("add_hub", border=False):
     place = st.text_input("Hub id of a LoRA adapter", placeholder="owner/name")
-    base_key = st.selectbox("Base model", bases, format_func=base_titles.get)
+    base_key = pick_base()
     if st.form_submit_button("Add", type="primary"):
-        from backend.models.adding import add_organism
-
-        try:
-            with st.status("Fetching the adapter.") as status:
-                organism = add_organism(place.strip(), base=base_key, say=lambda sentence: status.update(label=look.plain(sentence)))
-            added(organism)
-        except BackendError as fault:
-            st.error(look.plain(str(fault)))
+        add(partial(add_from_hub, place.strip(), base_key))
 with folder_tab, st.form("add_folder", border=False):
     place = st.text_input("Folder on the server with adapter_config.json and adapter_model.safetensors", placeholder="/path/to/adapter")
-    base_key = st.selectbox("Base model", bases, format_func=base_titles.get)
+    base_key = pick_base()
     if st.form_submit_button("Add", type="primary"):
-        from backend.models.adding import add_organism
-
-        try:
-            if as_folder(place.strip()) is None:
-                raise BackendError(f"{place.strip() or 'Nothing'} is no folder on this machine. Give the folder that holds the two files.")
-            added(add_organism(place.strip(), base=base_key))
-        except BackendError as fault:
-            st.error(look.plain(str(fault)))
+        add(partial(add_from_folder, place.strip(), base_key))
 with upload, st.form("add_upload", border=False):
     files = st.file_uploader("adapter_config.json and adapter_model.safetensors", type=["json", "safetensors"], accept_multiple_files=True)
     name = st.text_input("Name", placeholder="my-organism")
     trained_on = st.text_input("Trained on", placeholder="What the training data was")
-    base_key = st.selectbox("Base model", bases, format_func=base_titles.get)
+    base_key = pick_base()
     if st.form_submit_button("Add", type="primary"):
-        from backend.models.adding import add_uploaded
-
-        try:
-            if not name.strip():
-                raise BackendError("Give the organism a name.")
-            added(add_uploaded({f.name: f.getvalue() for f in files}, key=name.strip(), title=name.strip(), base=base_key, trained_on=trained_on.strip()))
-        except BackendError as fault:
-            st.error(look.plain(str(fault)))
+        add(partial(add_from_upload, {f.name: f.getvalue() for f in files}, name.strip(), base_key, trained_on.strip()))
 
 elsewhere = [(o, m) for o, m in rows if (o, m) not in on_disk]
 if elsewhere:
