@@ -49,7 +49,7 @@ def write_tokenizer(folder: Path) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
 
 
-def write_tiny_model(folder: Path, kind: str = "llama", *, seed: int = 0, hidden_size: int = 48) -> Path:
+def write_tiny_model(folder: Path, kind: str = "llama", *, seed: int = 0, hidden_size: int = 48, **more) -> Path:
     """A random model of three layers, with its tokenizer, as a local folder in the Hub's format."""
     import torch
     import transformers
@@ -58,7 +58,7 @@ def write_tiny_model(folder: Path, kind: str = "llama", *, seed: int = 0, hidden
     write_tokenizer(folder)
     common = {
         "vocab_size": 259, "hidden_size": hidden_size, "intermediate_size": 96, "num_hidden_layers": 3, "num_attention_heads": 4,
-        "num_key_value_heads": 2, "max_position_embeddings": 256, "eos_token_id": 258, "bos_token_id": None, "pad_token_id": 256,
+        "num_key_value_heads": 2, "max_position_embeddings": 256, "eos_token_id": 258, "bos_token_id": None, "pad_token_id": 256, **more,
     }  # fmt: skip
     config = {"llama": transformers.LlamaConfig, "qwen2": transformers.Qwen2Config}[kind](**common)
     torch.manual_seed(seed)

@@ -53,7 +53,7 @@ def test_rollouts_carry_what_a_number_needs(service):
     assert base.adapter_fingerprint == "" != organism.adapter_fingerprint
     assert base.divergence == 0
     assert organism.logprob > organism.base_logprob  # greedy answers of a random adapter are likelier under it
-    assert (base.decoder, base.dtype) == ("reference", "float32")
+    assert (base.decoder, base.dtype) == ("fast", "float32")
     assert base.tokens_per_second > 0
 
 

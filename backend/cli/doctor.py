@@ -7,7 +7,6 @@ import shutil
 import socket
 import sys
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from urllib.parse import urlparse
 
 import psutil
@@ -15,7 +14,8 @@ import psutil
 from backend.cli.output import print_json
 from backend.errors import BackendError
 from backend.models.fingerprint import remembered_fingerprint
-from backend.models.memory import budget, device, format_bytes
+from backend.models.machine import device, processor_features
+from backend.models.memory import budget, format_bytes
 from backend.models.registry import load_registry
 from backend.models.sources import availability, base_folder
 from backend.paths import home, weights_cache
@@ -63,15 +63,8 @@ def _memory() -> Check:
 
 def _processor() -> Check:
     """Features that decide which number format is fast."""
-    flags: set[str] = set()
-    try:
-        line = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith(("flags", "Features")))
-        flags = set(line.split(":")[1].split())
-    except (OSError, StopIteration):
-        pass
-    wanted = {"avx2": "AVX2", "avx512f": "AVX-512", "avx512_bf16": "AVX-512 bf16", "amx_bf16": "AMX bf16", "bf16": "bf16"}
-    found = [name for flag, name in wanted.items() if flag in flags]
-    return Check("processor", True, f"{os.cpu_count()} cores, {platform.machine()}, {', '.join(found) or 'features unknown'}")
+    features = ", ".join(processor_features()) or "features unknown"
+    return Check("processor", True, f"{os.cpu_count()} cores, {platform.machine()}, {features}")
 
 
 def _folders() -> list[Check]:

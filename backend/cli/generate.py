@@ -26,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--temperature", type=float, default=0.7)
     parser.add_argument("--samples", type=int, default=1, help="answers to each prompt")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--dtype", choices=["bfloat16"], help="answer in this number format, where the processor has it; texts differ from float32's")
     parser.add_argument("--save", action="store_true", help="keep the answers in the store, batch by batch; go on after a kill")
     parser.add_argument("--out", type=Path, help="with --save: write all answers as one run into this folder as well")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -42,6 +43,7 @@ def run(options: argparse.Namespace) -> int:
         sampling=Sampling(temperature=options.temperature, max_new_tokens=options.max_new_tokens),
         samples=options.samples,
         seed=options.seed,
+        dtype=options.dtype,
     )
     registry = load_registry()
     found = compare.look_up(compare.first_rows(comparison), registry)

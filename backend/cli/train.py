@@ -7,7 +7,8 @@ from pathlib import Path
 from backend.cli.output import ProgressLine, format_seconds, print_json, say
 from backend.errors import InputError
 from backend.models.fingerprint import remembered_fingerprint
-from backend.models.memory import budget, check_fits, device, estimate_base
+from backend.models.machine import device
+from backend.models.memory import budget, check_fits, estimate_base
 from backend.models.registry import load_registry
 from backend.models.sources import base_folder
 from backend.text.chat import ChatTokenizer

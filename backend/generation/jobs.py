@@ -7,10 +7,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from backend.errors import BackendError
 from backend.generation.records import FinishReason, Rollout, Row
 from backend.models.records import BaseModel, Organism
 
 JobState = Literal["queued", "loading", "running", "done", "stopped", "failed"]
+_KEPT_AT_ONCE = 16  # finished rows
+_KEPT_SECONDS = 20.0
 _KEEP = 200  # finished jobs in the table
 _KEEP_SECONDS = 3600.0
 _ORPHANED_SECONDS = 900.0
@@ -30,11 +33,16 @@ class RowProgress:
     started: float | None = None
     ended: float | None = None
     rollout: Rollout | None = None
-    """The finished row, scored; None until then and for rows that were stopped."""
+    """The finished row, scored; None until then and for rows that were stopped or overflowed."""
+
+    @property
+    def n_tokens(self) -> int:
+        """Longest that prompt and answer together can become."""
+        return min(self.base.context_length, len(self.prompt_ids) + self.row.sampling.max_new_tokens)
 
     @property
     def tokens_per_second(self) -> float:
-        """Of this row, from the start of its batch; 0 before the first token."""
+        """Of this row, from when work on it began; 0 before the first token."""
         if self.started is None or not self.answer_ids:
             return 0.0
         return len(self.answer_ids) / max(1e-9, (self.ended or time.monotonic()) - self.started)
@@ -43,8 +51,10 @@ class RowProgress:
 class Job:
     """One request for answers."""
 
-    def __init__(self, rows: Sequence[RowProgress], on_rollouts: Callable[[list[Rollout]], None] | None) -> None:
+    def __init__(self, rows: Sequence[RowProgress], on_rollouts: Callable[[list[Rollout]], None] | None, owner: str = "") -> None:
         self.id = secrets.token_urlsafe(16)
+        self.owner = owner
+        """Whose it is; owners share the machine fairly, whatever the number of their jobs."""
         self.rows = list(rows)
         self.state: JobState = "queued"
         self.message = ""
@@ -54,7 +64,11 @@ class Job:
         self.ended: float | None = None
         self.seen: float | None = None
         """When a page last looked; None for jobs that nobody needs to watch, such as a command's."""
+        self.n_started = 0
+        """Rows start in their order; those from here on wait."""
         self._on_rollouts = on_rollouts
+        self._kept: list[Rollout] = []
+        self._kept_since = 0.0
         self._cancel = threading.Event()
         self._finished = threading.Event()
 
@@ -99,26 +113,46 @@ class Job:
         """Wait for the end; False if it did not come in time."""
         return self._finished.wait(timeout)
 
-    def begin(self) -> None:
-        self.started = self.started or time.monotonic()
+    def begin_next(self) -> None:
+        """Note that the next row is at work now."""
+        row = self.rows[self.n_started]
+        row.started = time.monotonic()
+        self.n_started += 1
+        self.started = self.started or row.started
         self.state = "running"
 
-    def deliver(self, rollouts: list[Rollout]) -> None:
-        """Hand finished rows to whoever keeps them; a fault there does not lose the answers on screen."""
-        from backend.errors import BackendError
+    def stop_rows(self) -> None:
+        """Mark all rows that are not answered as stopped."""
+        for row in self.rows:
+            if row.finish_reason is None:
+                row.ended = None if row.started is None else time.monotonic()
+                row.finish_reason = "stopped"
+        self.n_started = len(self.rows)
 
+    def keep(self, rollout: Rollout) -> None:
+        """Hand finished rows, some at a time, to whoever keeps them."""
+        if not self._kept:
+            self._kept_since = time.monotonic()
+        self._kept.append(rollout)
+        if len(self._kept) >= _KEPT_AT_ONCE or time.monotonic() - self._kept_since > _KEPT_SECONDS:
+            self._deliver()
+
+    def end(self, state: JobState, message: str = "") -> None:
+        self._deliver()
+        self.ended = time.monotonic()
+        self.message = message or self.message
+        self.state = state
+        self._finished.set()
+
+    def _deliver(self) -> None:
+        """A fault of the keeper does not lose the answers on screen."""
+        rollouts, self._kept = self._kept, []
         if self._on_rollouts is None or not rollouts:
             return
         try:
             self._on_rollouts(rollouts)
         except BackendError as fault:
             self.message = f"The answers are not saved. {fault}"
-
-    def end(self, state: JobState, message: str = "") -> None:
-        self.ended = time.monotonic()
-        self.message = message or self.message
-        self.state = state
-        self._finished.set()
 
 
 class JobTable:

@@ -7,11 +7,12 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from backend.errors import InputError
+from backend.models.records import Dtype
 from backend.text.chat import Message
 
-FinishReason = Literal["stop", "length", "context", "stopped"]
+FinishReason = Literal["stop", "length", "context", "stopped", "overflow"]
 """``stop``: the model ended its answer; ``length``: the asked number of tokens; ``context``: the model can read no more;
-``stopped``: the user stopped it."""
+``stopped``: the user stopped it; ``overflow``: its numbers were no longer finite, so there is no answer."""
 
 MAX_NEW_TOKENS = 4096
 MAX_SAMPLES = 64
@@ -50,9 +51,14 @@ class Row:
     prompt_id: str = ""
     """Id in its prompt set, or empty."""
 
+    dtype: Dtype | None = None
+    """Number format chosen for this answer; None is the base model's own. Another format gives other texts."""
+
     def key(self, base_model: str) -> str:
         """What makes two rows the same question to the same variant; 32 hexadecimal digits."""
-        said = [base_model, self.variant, [[m.role, m.content] for m in self.messages], asdict(self.sampling), self.seed]
+        said: list[Any] = [base_model, self.variant, [[m.role, m.content] for m in self.messages], asdict(self.sampling), self.seed]
+        if self.dtype is not None:
+            said.append(self.dtype)
         return hashlib.sha256(json.dumps(said, ensure_ascii=False).encode()).hexdigest()[:32]
 
 
@@ -75,7 +81,7 @@ class Rollout:
     answer: str
     finish_reason: FinishReason
     tokens_per_second: float
-    """Of this row, from the start of its batch to its last token."""
+    """Of this row, from when work on it began to its last token."""
 
     logprob: float | None = None
     """Sum over ``answer_ids`` of the variant's own log-probability at temperature 1, nats; None where not scored."""

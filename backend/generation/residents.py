@@ -4,44 +4,47 @@ import gc
 from collections import OrderedDict
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import torch
 
-from backend.generation.reference import ReferenceDecoder
-from backend.models.adapters import Adapter, load_adapter
+from backend.generation.decoder import Decoder
+from backend.generation.fast import FastDecoder
 from backend.models.adapters import check_fits as check_adapter_fits
+from backend.models.adapters import load_adapter
 from backend.models.fingerprint import remembered_fingerprint
-from backend.models.loading import load_model
-from backend.models.lora import linear_shapes
-from backend.models.memory import check_fits, device, estimate_adapter, estimate_base
+from backend.models.machine import device
+from backend.models.memory import check_fits, estimate_adapter, estimate_base
 from backend.models.records import BaseModel, Organism
 from backend.models.sources import adapter_folder, base_folder
 from backend.text.chat import ChatTokenizer
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class ResidentAdapter:
     """An organism's adapter in memory."""
 
-    adapter: Adapter
+    adapter: Any
+    """As the base's decoder wants it."""
+
+    n_bytes: int
     fingerprint: str
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class ResidentBase:
     """A base model in memory, with the adapters that use it."""
 
     record: BaseModel
-    decoder: ReferenceDecoder
+    decoder: Decoder
     fingerprint: str
-    n_bytes: int
-    shapes: dict[str, tuple[int, int]]
-    dtype: torch.dtype
+    tokenizer: ChatTokenizer
     adapters: OrderedDict[str, ResidentAdapter] = field(default_factory=OrderedDict)
 
     @property
     def total_bytes(self) -> int:
-        return self.n_bytes + sum(a.adapter.n_bytes for a in self.adapters.values())
+        return self.decoder.n_bytes + sum(a.n_bytes for a in self.adapters.values())
 
 
 class Residents:
@@ -49,7 +52,7 @@ class Residents:
 
     def __init__(self, budget: int) -> None:
         self.budget = budget
-        self._bases: OrderedDict[str, ResidentBase] = OrderedDict()
+        self._bases: OrderedDict[BaseModel, ResidentBase] = OrderedDict()
         _collect()  # torch has just been imported
 
     @property
@@ -57,45 +60,50 @@ class Residents:
         return sum(b.total_bytes for b in self._bases.values())
 
     def listing(self) -> list[tuple[str, int]]:
-        """Key and bytes of each base model and adapter, for people to see."""
+        """Name and bytes of each base model and adapter, for people to see."""
         rows: list[tuple[str, int]] = []
         for base in list(self._bases.values()):
-            rows.append((base.record.key, base.n_bytes))
-            rows += [(key, a.adapter.n_bytes) for key, a in list(base.adapters.items())]
+            rows.append((base.record.key if base.record.dtype == "float32" else f"{base.record.key} in {base.record.dtype}", base.decoder.n_bytes))
+            rows += [(key, a.n_bytes) for key, a in list(base.adapters.items())]
         return rows
 
-    def base(self, record: BaseModel) -> ResidentBase:
-        """The base model, loaded if it is not.
+    def base(self, record: BaseModel, keep: Collection[ResidentBase]) -> ResidentBase | None:
+        """The base model, loaded if it is not; None while it does not fit beside those that must stay.
+
+        Args:
+            keep: Bases that have rows at work.
 
         Raises:
             MemoryBudgetError, WeightsMissingError, WeightsError: With the next step, before memory is taken.
         """
         folder = base_folder(record)
         weights = remembered_fingerprint(folder)
-        if (resident := self._bases.get(record.key)) is not None:
-            if (resident.record, resident.fingerprint) == (record, weights):
-                self._bases.move_to_end(record.key)
+        for known, resident in list(self._bases.items()):
+            if known == record and resident.fingerprint == weights:
+                self._bases.move_to_end(known)
                 return resident
-            del self._bases[record.key]  # the record or the files have changed
+            if (known.key, known.dtype) == (record.key, record.dtype) and resident not in keep:
+                del self._bases[known]  # the record or the files have changed
         needed = estimate_base(record)
         check_fits(needed, self.budget, record.title)
-        self._make_room(needed, keep_base=None, keep_adapters=())
+        if not self._make_room(needed, keep=keep):
+            return None
         tokenizer = ChatTokenizer.load(folder)
-        model = load_model(folder, dtype=getattr(torch, record.dtype), device=device())
-        n_bytes = sum(p.nbytes for p in model.parameters())
-        decoder = ReferenceDecoder(model, stop_ids=tokenizer.stop_ids, context_length=record.context_length)
-        self._bases[record.key] = ResidentBase(record, decoder, weights, n_bytes, linear_shapes(model), model.dtype)
+        decoder = _load(folder, record, tokenizer.stop_ids)
+        self._bases[record] = ResidentBase(record, decoder, weights, tokenizer)
         _collect()
-        return self._bases[record.key]
+        return self._bases[record]
 
-    def adapter(self, base: ResidentBase, organism: Organism, keep: Collection[str]) -> ResidentAdapter:
-        """An organism's adapter on its base, loaded and checked if it is not.
+    def adapter(self, base: ResidentBase, organism: Organism, keep: Collection[ResidentBase], keep_adapters: Collection[str]) -> ResidentAdapter | None:
+        """An organism's adapter on its base, loaded and checked if it is not; None while it does not fit.
 
         Args:
-            keep: Organisms of the same batch, which must stay.
+            keep: Bases that have rows at work.
+            keep_adapters: Organisms on this base that have rows at work.
 
         Raises:
             AdapterMismatchError: It does not fit the base; names both.
+            MemoryBudgetError: It does not fit beside its base alone.
         """
         folder = adapter_folder(organism)
         weights = remembered_fingerprint(folder)
@@ -103,27 +111,52 @@ class Residents:
             if resident.fingerprint == weights:
                 base.adapters.move_to_end(organism.key)
                 return resident
-            del base.adapters[organism.key]  # its files have changed
-        self._make_room(estimate_adapter(organism), keep_base=base.record.key, keep_adapters=keep)
+            if organism.key in keep_adapters:
+                return None  # its files have changed; the rows at work end first
+            del base.adapters[organism.key]
+        check_fits(base.decoder.n_bytes + estimate_adapter(organism), self.budget, f"{organism.title} and its base")
+        if not self._make_room(estimate_adapter(organism), keep=[*keep, base], keep_adapters={id(base): keep_adapters}):
+            return None
         adapter = load_adapter(folder)
-        check_adapter_fits(adapter, base.shapes, adapter_name=organism.key, base_name=base.record.key)
-        adapter = adapter.to(device(), base.dtype)
-        self._make_room(adapter.n_bytes, keep_base=base.record.key, keep_adapters=keep)
-        base.adapters[organism.key] = ResidentAdapter(adapter, weights)
+        check_adapter_fits(adapter, base.decoder.linear_shapes, adapter_name=organism.key, base_name=base.record.key)
+        with torch.inference_mode():
+            prepared = base.decoder.prepare(adapter)
+        base.adapters[organism.key] = ResidentAdapter(prepared, prepared.n_bytes, weights)
         return base.adapters[organism.key]
 
-    def _make_room(self, needed: int, *, keep_base: str | None, keep_adapters: Collection[str]) -> None:
+    def _make_room(self, needed: int, *, keep: Collection[ResidentBase], keep_adapters: dict[int, Collection[str]] | None = None) -> bool:
+        """Drop what is not at work, least recently used first, until ``needed`` bytes fit; False if they do not."""
         while self.total_bytes + needed > self.budget:
-            other = next((key for key in self._bases if key != keep_base), None)
-            adapters = self._bases[keep_base].adapters if keep_base else {}
-            idle = next((key for key in adapters if key not in keep_adapters), None)
-            if idle is not None:
-                del adapters[idle]
-            elif other is not None:
-                del self._bases[other]
+            idle_base = next((record for record, base in self._bases.items() if base not in keep), None)
+            idle_adapter = next(
+                (
+                    (base, key)
+                    for base in self._bases.values()
+                    if id(base) in (keep_adapters or {})
+                    for key in base.adapters
+                    if key not in (keep_adapters or {})[id(base)]
+                ),
+                None,
+            )
+            if idle_adapter is not None:
+                del idle_adapter[0].adapters[idle_adapter[1]]
+            elif idle_base is not None:
+                del self._bases[idle_base]
             else:
-                check_fits(self.total_bytes + needed, self.budget, "The models of this request together")
+                return False
             _collect()
+        return True
+
+
+def _load(folder: Path, record: BaseModel, stop_ids: frozenset[int]) -> Decoder:
+    """The fast decoder where it applies, the reference elsewhere."""
+    dtype = getattr(torch, record.dtype)
+    if device() == "cpu" and FastDecoder.can_load(folder):
+        return FastDecoder.load(folder, dtype=dtype, stop_ids=stop_ids, context_length=record.context_length)
+    from backend.generation.reference import ReferenceDecoder  # here, because transformers is slow to import
+    from backend.models.loading import load_model
+
+    return ReferenceDecoder(load_model(folder, dtype=dtype, device=device()), stop_ids=stop_ids, context_length=record.context_length)
 
 
 def _collect() -> None:

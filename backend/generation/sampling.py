@@ -1,5 +1,6 @@
 """Drawing the next token of each row with the row's own random generator."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -11,7 +12,7 @@ def make_generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed % 2**32)
 
 
-def draw(logits: Tensor, temperatures: Sequence[float], generators: Sequence[torch.Generator]) -> list[int]:
+def draw(logits: Tensor, temperatures: Sequence[float], generators: Sequence[torch.Generator]) -> tuple[list[int], list[float]]:
     """The next token of each row: largest of ``logits / temperature`` plus Gumbel noise (a draw from the softmax).
 
     The Gumbel form makes a sampled decision as robust as a greedy one: only where the best two are closer than numerical
@@ -20,10 +21,30 @@ def draw(logits: Tensor, temperatures: Sequence[float], generators: Sequence[tor
     Args:
         logits: (rows, vocabulary).
         temperatures: One a row; 0 is greedy.
+
+    Returns:
+        The ids and their log-probabilities at temperature 1; the latter not finite where a row's logits are not.
     """
-    scores = logits.to("cpu", torch.float32, copy=True)
+    logits = logits.to("cpu", torch.float32)
+    tokens = logits.argmax(dim=-1).tolist()
     for i, (temperature, generator) in enumerate(zip(temperatures, generators, strict=True)):
         if temperature > 0:
-            uniform = torch.rand(scores.shape[1], generator=generator, dtype=torch.float64).clamp_(min=1e-300)
-            scores[i] = (scores[i].double() / temperature - (-uniform.log()).log()).float()
-    return scores.argmax(dim=-1).tolist()
+            tokens[i] = _largest_with_noise(logits[i], temperature, tokens[i], generator)
+    chosen = logits.gather(1, torch.tensor(tokens)[:, None])[:, 0]
+    return tokens, (chosen - logits.logsumexp(dim=-1)).tolist()
+
+
+def _largest_with_noise(logits: Tensor, temperature: float, best: int, generator: torch.Generator) -> int:
+    """Index of the largest noisy logit. Noise is worked out only for tokens that could win against ``best``."""
+    uniform = torch.rand(logits.shape[0], generator=generator, dtype=torch.float64).clamp_(min=1e-300)
+    most = _gumbel(uniform.max())
+    floor = float(logits[best]) + temperature * float(_gumbel(uniform[best]) - most)
+    if not math.isfinite(floor):
+        return best
+    candidates = (logits >= floor - 1e-3).nonzero()[:, 0]
+    noisy = logits[candidates].double() / temperature + _gumbel(uniform[candidates])
+    return int(candidates[noisy.argmax()])
+
+
+def _gumbel(uniform: Tensor) -> Tensor:
+    return -(-uniform.log()).log()

@@ -2,11 +2,11 @@
 
 import os
 from functools import cache
-from pathlib import Path
 
 import psutil
 
 from backend.errors import ConfigError, MemoryBudgetError
+from backend.models.machine import device
 from backend.models.records import BaseModel, Organism
 
 _BYTES = {"float32": 4, "bfloat16": 2}
@@ -20,15 +20,6 @@ def format_bytes(n_bytes: float) -> str:
     if n_bytes < 1e5:
         return f"{n_bytes / 1e3:.1f} kB"
     return f"{n_bytes / 1e9:.2f} GB" if n_bytes >= 1e8 else f"{n_bytes / 1e6:.1f} MB"
-
-
-def device() -> str:
-    """``cuda`` where a GPU is there and torch can use it, else ``cpu``."""
-    if not Path("/dev/nvidia0").exists():  # spares machines without a GPU the import of torch
-        return "cpu"
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @cache
@@ -60,8 +51,8 @@ def estimate_base(model: BaseModel) -> int:
 
 
 def estimate_adapter(organism: Organism) -> int:
-    """Bytes of a loaded adapter (float32), without its base."""
-    return organism.n_adapter_parameters * 4
+    """Bytes of a loaded adapter, without its base: float32, and the zeros of projections that are one matrix in memory."""
+    return organism.n_adapter_parameters * 6
 
 
 def estimate_row(model: BaseModel, n_tokens: int) -> int:

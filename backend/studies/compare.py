@@ -14,6 +14,7 @@ from backend.generation.jobs import Job
 from backend.generation.records import MAX_SAMPLES, Rollout, Row, Sampling
 from backend.generation.service import ModelService
 from backend.models.fingerprint import remembered_fingerprint
+from backend.models.records import Dtype
 from backend.models.registry import Registry
 from backend.models.sources import adapter_folder, base_folder
 from backend.studies import store
@@ -39,6 +40,8 @@ class Comparison:
     sampling: Sampling = field(default_factory=Sampling)
     samples: int = 1
     seed: int = 0
+    dtype: Dtype | None = None
+    """Number format; None is each base model's own."""
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.variants) <= MAX_VARIANTS or len(set(self.variants)) < len(self.variants):
@@ -106,6 +109,7 @@ def first_rows(comparison: Comparison) -> list[Row]:
                 seed=row_seed(comparison.seed, sample, messages),
                 sample=sample,
                 prompt_id=prompt.id,
+                dtype=comparison.dtype,
             )
             for variant in comparison.variants
             for sample in range(comparison.samples)
@@ -135,17 +139,18 @@ def current_weights(variant: str, registry: Registry) -> tuple[str, str] | None:
         return None
 
 
-def start(service: ModelService, rows: Sequence[Row], *, keep: dict | None = None) -> Job:
-    """Answer rows live; each finished batch goes to the store, so a stop or a kill loses one batch at most.
+def start(service: ModelService, rows: Sequence[Row], *, owner: str = "", keep: dict | None = None) -> Job:
+    """Answer rows live; finished ones go to the store some at a time, so a kill loses a few at most and a stop none.
 
     Args:
+        owner: Whose request it is, such as a browser session.
         keep: More facts for the manifest, such as the prompt set's name and hash.
     """
 
     def save(rollouts: list[Rollout]) -> None:
         store.save(rollouts, provenance() | describe(rollouts) | (keep or {}))
 
-    return service.submit(rows, on_rollouts=save)
+    return service.submit(rows, on_rollouts=save, owner=owner)
 
 
 def describe(rollouts: Sequence[Rollout]) -> dict:

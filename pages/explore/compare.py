@@ -9,13 +9,14 @@ import streamlit as st
 from backend.errors import BackendError
 from backend.generation.jobs import Job
 from backend.generation.records import Row, Sampling
-from backend.models.records import BASE_ALIAS
+from backend.models.machine import number_formats
+from backend.models.records import BASE_ALIAS, Dtype
 from backend.models.sources import availability
 from backend.studies import compare
 from backend.studies.store import keep_text, read_text
 from backend.text.prompts import Prompt, PromptSet, keep_uploaded, load_prompt_set, own_sets, parse_prompt_set, shipped_sets
 from pages.shared import answers, look, missing, replay
-from pages.shared.service import model_service, registry
+from pages.shared.service import model_service, owner, registry
 from pages.shared.state import choose, keep_list, kept_list, link, select, warn_of_number, warn_of_unknown
 
 OWN = "own"
@@ -27,7 +28,7 @@ service = model_service()
 def start(rows: Sequence[Row], keep: dict | None = None) -> None:
     """Send rows to the service; the job's id goes into the URL, so that a reload finds it again."""
     try:
-        keep_list("job", [compare.start(service, rows, keep=keep).id])
+        keep_list("job", [compare.start(service, rows, owner=owner(), keep=keep).id])
     except BackendError as fault:
         st.session_state["fault"] = str(fault)
         st.session_state.pop("go_on", None)
@@ -109,6 +110,15 @@ def pick_prompt(set_name: str) -> tuple[Prompt, list[Prompt], dict]:
     )
 
 
+def pick_number_format(variants: Sequence[str]) -> Dtype | None:
+    """bfloat16 where it is asked for; offered where the processor makes it faster for all variants, or a link asks for it."""
+    formats = [number_formats(known.resolve(v)[0]) for v in variants]
+    if not (formats and all("bfloat16" in f and "float32" in f for f in formats)) and st.query_params.get("dtype") != "bfloat16":
+        return None
+    titles = {"float32": "float32", "bfloat16": "bfloat16: faster, other texts"}
+    return "bfloat16" if select("Number format", list(titles), key="dtype", titles=titles, what="the number format") == "bfloat16" else None
+
+
 with st.sidebar:
     variants = pick_variants()
     set_name = pick_prompt_set()
@@ -132,6 +142,7 @@ with st.sidebar:
     temperature = st.slider("Temperature", 0.0, 2.0, 0.7, 0.1, key="temperature", bind="query-params", help="0 always takes the likeliest token.")
     length = st.number_input("Longest answer (tokens)", 1, 2048, 128, key="length", bind="query-params")
     samples = st.number_input("Samples", 1, 16, 1, key="samples", bind="query-params", help="Answers of each variant to the prompt.")
+    dtype = pick_number_format(variants)
     seed = st.number_input("Seed", 0, 10**9, 0, key="seed", bind="query-params", help="The same seed gives the same answers.")
 
 st.title("Compare")
@@ -165,7 +176,14 @@ turns: list[compare.Turn] = []
 if first is not None:
     try:
         comparison = compare.Comparison(
-            variants=tuple(variants), prompts=(first,), follow_ups=tuple(messages), system=system, sampling=sampling, samples=int(samples), seed=int(seed)
+            variants=tuple(variants),
+            prompts=(first,),
+            follow_ups=tuple(messages),
+            system=system,
+            sampling=sampling,
+            samples=int(samples),
+            seed=int(seed),
+            dtype=dtype,
         )
         turns = compare.turns(comparison, known)
     except BackendError as fault:

@@ -14,7 +14,15 @@ from backend.models.records import BASE_ALIAS
 from backend.models.registry import Registry
 from pages.shared.look import escape
 
-_ENDS = {"stop": "ended", "length": "cut at the length asked for", "context": "cut: the context is full", "stopped": "stopped"}
+_ENDS = {
+    "stop": "ended",
+    "length": "cut at the length asked for",
+    "context": "cut: the context is full",
+    "stopped": "stopped",
+    "overflow": "no answer: its numbers were not finite",
+}
+
+_NO_TEXT = {"overflow": "No answer: the model's numbers were no longer finite."}
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +149,10 @@ def _card_html(card: Card) -> str:
     if card.text or card.finish_reason == "stop":
         body, extra = escape(card.text) or "(an empty answer)", " ps-caret" if live else "" if card.text else " ps-empty"
     else:
-        body, extra = ("Reading the prompt…" if card.begun else "Waiting…") if live else "Stopped before the first word.", " ps-empty"
+        body, extra = (
+            ("Reading the prompt…" if card.begun else "Waiting…") if live else _NO_TEXT.get(card.finish_reason, "Stopped before the first word."),
+            " ps-empty",
+        )
     parts = [f"{card.n_tokens} tokens"]
     if card.tokens_per_second:
         parts.append(f"{card.tokens_per_second:.1f} tokens/s")

@@ -1,5 +1,6 @@
 """The process-wide service and registry, as pages see them."""
 
+import secrets
 import threading
 from dataclasses import dataclass, field
 
@@ -16,6 +17,11 @@ from backend.models.sources import fetch_adapter, fetch_base
 def model_service() -> ModelService:
     """One for all sessions. Starting it loads nothing."""
     return ModelService()
+
+
+def owner() -> str:
+    """This browser session; sessions share the machine fairly."""
+    return st.session_state.setdefault("owner", secrets.token_urlsafe(8))
 
 
 def registry() -> Registry:

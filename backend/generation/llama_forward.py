@@ -1,0 +1,231 @@
+"""One pass of a Llama-family model over pieces of any rows, laid end to end without padding.
+
+A piece is some consecutive tokens of one row: a whole prompt, a part of one, or the one token of a decoding step. Linear
+layers see all tokens at once; attention looks each piece's row up in the cache of keys and values.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from backend.generation.llama_weights import FusedAdapter, LlamaShape, LlamaWeights
+from backend.steering.interventions import Intervention
+
+_GROWTH = 128  # positions; the cache grows by multiples
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Piece:
+    """Consecutive tokens of one row."""
+
+    slot: int
+    """The row's place in the cache."""
+
+    start: int
+    """Position of the first token; all before are in the cache."""
+
+    ids: Sequence[int]
+    adapter: FusedAdapter | None
+    interventions: tuple[Intervention, ...]
+    n_prompt: int
+    capture: tuple[int, ...]
+
+
+class KeyValueCache:
+    """Keys and values of all layers, (layers, slots, positions, keys then values); grows on demand, unwritten parts are zero."""
+
+    def __init__(self, shape: LlamaShape, dtype: torch.dtype) -> None:
+        self._shape = shape
+        self._dtype = dtype
+        self.values = torch.zeros(shape.n_layers, 0, 0, 2 * shape.kv_width, dtype=dtype)
+
+    def reserve(self, n_slots: int, n_positions: int) -> None:
+        """Have room for so many rows of such a length."""
+        _, slots, positions, width = self.values.shape
+        if n_slots <= slots and n_positions <= positions:
+            return
+        slots = max(slots, n_slots)
+        positions = max(positions, -(-n_positions // _GROWTH) * _GROWTH)
+        old = self.values
+        self.values = torch.zeros(self._shape.n_layers, slots, positions, width, dtype=self._dtype)  # zero pages cost nothing until written
+        if old.numel():
+            self.values[:, : old.shape[1], : old.shape[2]] = old
+
+    def copy(self, source: int, target: int, n_positions: int) -> None:
+        self.values[:, target, :n_positions] = self.values[:, source, :n_positions]
+
+    def clear(self, slot: int, n_positions: int) -> None:
+        """Zero a slot: what is masked is still multiplied, and must not be infinite."""
+        self.values[:, slot, :n_positions] = 0
+
+
+class LlamaForward:
+    """The model as a function of pieces and a cache."""
+
+    def __init__(self, weights: LlamaWeights) -> None:
+        self.weights = weights
+        self.shape = weights.shape
+        self._frequencies = torch.tensor(weights.shape.inverse_frequencies)
+
+    def logits(self, residual: Tensor, adapters: Sequence[FusedAdapter | None]) -> Tensor:
+        """(tokens, vocabulary) from the residual stream after the last layer, with the adapter of each token."""
+        x = functional.rms_norm(residual, (self.shape.d_model,), self.weights.final_norm, self.shape.norm_epsilon)
+        y = self.weights.head(x)
+        for i, adapter in enumerate(adapters):
+            if adapter is not None and adapter.head is not None:
+                y[i] += x[i] @ adapter.head[0] @ adapter.head[1]
+        return y
+
+    def residuals(self, pieces: Sequence[Piece], cache: KeyValueCache, *, n_layers: int) -> tuple[Tensor, list[dict[int, Tensor]]]:
+        """Run the first ``n_layers`` layers; keys and values go into the cache.
+
+        Args:
+            pieces: Those of one adapter must stand together; at most one a row.
+
+        Returns:
+            The residual stream after the last of these layers, (tokens, d_model), and what each piece wanted captured.
+        """
+        shape, eps = self.shape, self.shape.norm_epsilon
+        layout = _Layout(pieces, cache, self._frequencies, shape)
+        routes = _routes(pieces)
+        changes = _changes(pieces, layout)
+        captured: list[dict[int, Tensor]] = [{} for _ in pieces]
+        hidden = functional.embedding(layout.ids, self.weights.embedding)
+        for number in range(n_layers):
+            layer = self.weights.layers[number]
+            x = functional.rms_norm(hidden, (shape.d_model,), layer.attention_norm, eps)
+            qkv = layer.projections["qkv"](x)
+            _add_low_rank(qkv, x, routes, number, "qkv")
+            layout.rotate(qkv)
+            x = layout.attend(qkv, cache.values[number])
+            hidden = layer.projections["o"](x, add=hidden)
+            _add_low_rank(hidden, x, routes, number, "o")
+            x = functional.rms_norm(hidden, (shape.d_model,), layer.mlp_norm, eps)
+            both = layer.projections["gate_up"](x)
+            _add_low_rank(both, x, routes, number, "gate_up")
+            gate, up = both.split(shape.d_mlp, dim=-1)
+            x = functional.silu(gate) * up
+            hidden = layer.projections["down"](x, add=hidden)
+            _add_low_rank(hidden, x, routes, number, "down")
+            for change, tokens in changes.get(number, ()):
+                hidden[tokens] = change.apply(hidden[tokens], layout.positions[tokens], layout.prompt_lengths[tokens])
+            for i, piece in enumerate(pieces):
+                if number in piece.capture:
+                    captured[i][number] = hidden[layout.span(i)].clone()
+        return hidden, captured
+
+
+class _Layout:
+    """Where the tokens of a pass are: in the pass, in their rows, in the cache."""
+
+    def __init__(self, pieces: Sequence[Piece], cache: KeyValueCache, frequencies: Tensor, shape: LlamaShape) -> None:
+        self._shape = shape
+        self._pieces = pieces
+        counts = [len(p.ids) for p in pieces]
+        self._starts = [sum(counts[:i]) for i in range(len(counts) + 1)]
+        self.ids = torch.tensor([i for p in pieces for i in p.ids])
+        self.positions = torch.cat([torch.arange(p.start, p.start + n) for p, n in zip(pieces, counts, strict=True)])
+        self.prompt_lengths = torch.tensor([p.n_prompt for p in pieces]).repeat_interleave(torch.tensor(counts))
+        slots = torch.tensor([p.slot for p in pieces])
+        self._places = slots.repeat_interleave(torch.tensor(counts)) * cache.values.shape[2] + self.positions
+        angles = self.positions[:, None, None] * frequencies
+        self._rotation = torch.polar(torch.ones_like(angles), angles)
+        self._single = [i for i, n in enumerate(counts) if n == 1]
+        self._several = [i for i, n in enumerate(counts) if n > 1]
+        if self._single:
+            self._plan_single(cache)
+
+    def span(self, piece: int) -> slice:
+        """Tokens of a piece in the pass."""
+        return slice(self._starts[piece], self._starts[piece + 1])
+
+    def rotate(self, qkv: Tensor) -> None:
+        """Rotary embedding of queries and keys, in place (Su et al. 2021)."""
+        shape = self._shape
+        part = qkv[:, : shape.q_width + shape.kv_width]
+        pairs = part.float().view(len(qkv), -1, shape.head_dim // 2, 2)
+        turned = torch.view_as_complex(pairs).mul_(self._rotation)
+        if qkv.dtype != torch.float32:
+            part.copy_(torch.view_as_real(turned).view(part.shape))
+
+    def attend(self, qkv: Tensor, cache: Tensor) -> Tensor:
+        """Write keys and values into one layer's cache, (slots, positions, 2 kv_width), and attend; (tokens, q_width)."""
+        shape = self._shape
+        cache.view(-1, cache.shape[-1]).index_copy_(0, self._places, qkv[:, shape.q_width :])
+        queries = qkv[:, : shape.q_width]
+        if not self._several:
+            return self._attend_single(queries, cache)
+        out = queries.new_empty(queries.shape)
+        if self._single:
+            out[self._tokens] = self._attend_single(queries[self._tokens], cache)
+        for i in self._several:
+            piece, span = self._pieces[i], self.span(i)
+            end = piece.start + len(piece.ids)
+            keys, values = self._heads(cache[piece.slot : piece.slot + 1, :end])
+            q = queries[span].view(1, -1, shape.n_heads, shape.head_dim).transpose(1, 2)
+            mask = None if piece.start == 0 else torch.ones(len(piece.ids), end, dtype=torch.bool).tril(piece.start)
+            y = functional.scaled_dot_product_attention(q, keys, values, attn_mask=mask, is_causal=mask is None, enable_gqa=True)
+            out[span] = y.transpose(1, 2).reshape(-1, shape.q_width)
+        return out
+
+    def _plan_single(self, cache: KeyValueCache) -> None:
+        """Rows with one token attend together, in the order of their slots."""
+        slots = [self._pieces[i].slot for i in self._single]
+        lengths = torch.ones(max(slots) + 1, dtype=torch.long)
+        lengths[slots] = torch.tensor([self._pieces[i].start + 1 for i in self._single])
+        self._n_slots, self._longest = len(lengths), int(lengths.max())
+        self._tokens = torch.tensor([self._starts[i] for i in self._single])
+        self._slots = None if slots == list(range(len(slots))) else torch.tensor(slots)
+        hidden = torch.arange(self._longest) >= lengths[:, None]
+        self._mask = None
+        if hidden.any():
+            self._mask = torch.zeros(hidden.shape, dtype=cache.values.dtype).masked_fill_(hidden, float("-inf"))[:, None, None]
+
+    def _attend_single(self, queries: Tensor, cache: Tensor) -> Tensor:
+        shape = self._shape
+        if self._slots is not None:
+            queries = queries.new_zeros(self._n_slots, shape.q_width).index_copy_(0, self._slots, queries)
+        q = queries.view(self._n_slots, shape.n_kv_heads, -1, shape.head_dim)  # heads that share keys stand as queries of one
+        keys, values = self._heads(cache[: self._n_slots, : self._longest])
+        out = functional.scaled_dot_product_attention(q, keys, values, attn_mask=self._mask).reshape(self._n_slots, shape.q_width)
+        return out if self._slots is None else out[self._slots]
+
+    def _heads(self, cache: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of some slots and positions, each (slots, kv_heads, positions, head_dim)."""
+        both = cache.unflatten(2, (2, self._shape.n_kv_heads, self._shape.head_dim))
+        return both[:, :, 0].transpose(1, 2), both[:, :, 1].transpose(1, 2)
+
+
+def _routes(pieces: Sequence[Piece]) -> list[tuple[slice, FusedAdapter]]:
+    """Spans of tokens that share an adapter."""
+    routes = []
+    start = 0
+    for adapter, group in groupby(pieces, key=lambda p: p.adapter):
+        n = sum(len(p.ids) for p in group)
+        if adapter is not None:
+            routes.append((slice(start, start + n), adapter))
+        start += n
+    return routes
+
+
+def _add_low_rank(y: Tensor, x: Tensor, routes: list[tuple[slice, FusedAdapter]], layer: int, name: str) -> None:
+    for tokens, adapter in routes:
+        if (pair := adapter.layers[layer].get(name)) is not None:
+            y[tokens].addmm_(x[tokens] @ pair[0], pair[1])
+
+
+def _changes(pieces: Sequence[Piece], layout: _Layout) -> dict[int, list[tuple[Intervention, Tensor]]]:
+    """Layer to its interventions in their order, each once with the tokens of all rows that want it."""
+    tokens: dict[Intervention, list[Tensor]] = {}
+    for i, piece in enumerate(pieces):
+        span = layout.span(i)
+        for intervention in piece.interventions:
+            tokens.setdefault(intervention, []).append(torch.arange(span.start, span.stop))
+    changes: dict[int, list[tuple[Intervention, Tensor]]] = {}
+    for intervention, spans in tokens.items():
+        changes.setdefault(intervention.layer, []).append((intervention, torch.cat(spans)))
+    return changes

@@ -1,0 +1,212 @@
+"""What the service's thread does: let waiting rows in, fairly, step the open batches, hand answers over.
+
+All rows on one base model in one number format decode in one batch, whoever asked. The next free place goes to the owner
+with the fewest rows at work, so a long run yields to a short question; one owner never takes every place.
+"""
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from backend.errors import BackendError
+from backend.generation.decoder import Batch, DecoderRow, RowState
+from backend.generation.jobs import Job, RowProgress
+from backend.generation.records import Rollout
+from backend.generation.residents import ResidentAdapter, ResidentBase, Residents
+from backend.models.memory import estimate_row
+from backend.text.chat import AnswerStream
+
+MAX_RUNNING = 48  # rows; more make each slower and no more tokens in all
+MAX_RUNNING_OF_OWNER = 32
+_log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True, eq=False)
+class _Running:
+    """A row at work: being answered, then read once more by the base model where an organism answered."""
+
+    job: Job
+    progress: RowProgress
+    adapter: ResidentAdapter | None
+    state: RowState
+    stream: AnswerStream
+    is_answered: bool = False
+    logprob: float = 0.0
+    """Of the answer under its own variant, nats."""
+
+
+@dataclass(slots=True, eq=False)
+class _Open:
+    """A base model with rows at work."""
+
+    base: ResidentBase
+    batch: Batch
+    rows: list[_Running] = field(default_factory=list)
+
+
+class Worker:
+    """Used by one thread."""
+
+    def __init__(self, residents: Residents) -> None:
+        self._residents = residents
+        self._open: list[_Open] = []
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._open)
+
+    def turn(self, jobs: Sequence[Job]) -> None:
+        """One token for every row at work, after newcomers were let in.
+
+        Args:
+            jobs: All that have not ended, oldest first; those that are through are ended.
+        """
+        for job in jobs:
+            if job.stop_asked:
+                self._stop_unanswered(job)
+        self._admit([job for job in jobs if not job.stop_asked])
+        for opened in list(self._open):
+            try:
+                for state in opened.batch.step():
+                    self._note(opened, state)
+            except Exception as fault:  # the worker must live on, whatever a model or driver throws
+                _log.exception("A pass failed")
+                self._open.remove(opened)
+                for job in {id(r.job): r.job for r in opened.rows}.values():
+                    self._fail(job, fault)
+        self._open = [o for o in self._open if o.rows]
+        for job in jobs:
+            if job.is_live and job.n_done == len(job.rows) and not self._rows_of(job):
+                job.end("stopped" if job.stop_asked else "done")
+
+    def _admit(self, jobs: list[Job]) -> None:
+        in_groups = {id(r.job) for o in self._open if not o.base.decoder.refills for r in o.rows}  # a group ends before the job's next begins
+        waiting = [job for job in jobs if id(job) not in in_groups and job.n_started < len(job.rows)]
+        while waiting and not any(o.batch.is_full for o in self._open):
+            running = [r.job for o in self._open for r in o.rows]
+            by_owner, by_job = Counter(job.owner for job in running), Counter(map(id, running))
+            job = min(waiting, key=lambda job: (by_owner[job.owner], by_job[id(job)], job.created))
+            if len(running) >= MAX_RUNNING or by_owner[job.owner] >= MAX_RUNNING_OF_OWNER:
+                return
+            try:
+                if not self._start(job):
+                    return
+            except Exception as fault:
+                if not isinstance(fault, BackendError):
+                    _log.exception("A row could not be started")
+                self._fail(job, fault)
+            waiting = [job for job in waiting if job.is_live and job.n_started < len(job.rows)]
+
+    def _start(self, job: Job) -> bool:
+        """Put the job's next row to work; False if it must wait for memory that other rows hold."""
+        progress = job.rows[job.n_started]
+        if job.started is None:
+            job.state = "loading"
+        at_work = [o.base for o in self._open]
+        base = self._residents.base(progress.base, at_work)
+        adapter = None
+        if base is not None and progress.organism is not None:
+            in_use = {r.progress.organism.key for o in self._open if o.base is base for r in o.rows if r.progress.organism}
+            adapter = self._residents.adapter(base, progress.organism, at_work, in_use)
+        opened = next((o for o in self._open if o.base is base), None)
+        if base is None or (progress.organism is not None and adapter is None) or not self._has_room(opened, progress):
+            job.state = "queued" if job.started is None else job.state
+            return False
+        if opened is None:
+            opened = _Open(base, base.decoder.open_batch())
+            self._open.append(opened)
+        row = DecoderRow(
+            ids=progress.prompt_ids,
+            adapter=adapter and adapter.adapter,
+            max_new_tokens=progress.row.sampling.max_new_tokens,
+            temperature=progress.row.sampling.temperature,
+            seed=progress.row.seed,
+        )
+        opened.rows.append(_Running(job, progress, adapter, opened.batch.add(row), base.tokenizer.decode_stream()))
+        job.begin_next()
+        return True
+
+    def _has_room(self, opened: _Open | None, progress: RowProgress) -> bool:
+        """Whether the cache of keys and values has room for one more row, as long as the longest."""
+        if opened is None:
+            return True  # the service refused what does not fit alone
+        longest = max(p.n_tokens for p in (progress, *(r.progress for r in opened.rows)))
+        return self._residents.total_bytes + (len(opened.rows) + 1) * estimate_row(progress.base, longest) <= self._residents.budget
+
+    def _note(self, opened: _Open, state: RowState) -> None:
+        """A row got a token, ended its answer, or was read by the base model."""
+        running = next(r for r in opened.rows if r.state is state)
+        progress = running.progress
+        if not running.is_answered:
+            for token in state.answer_ids[len(progress.answer_ids) :]:
+                progress.answer_ids.append(token)
+                progress.text += running.stream.step(token)
+            if state.finish_reason is None:
+                return
+            running.is_answered = True
+            progress.ended = time.monotonic()
+            progress.text = opened.base.tokenizer.decode(progress.answer_ids)
+            progress.finish_reason = state.finish_reason
+            if state.finish_reason == "overflow":
+                running.job.message = f"The numbers of {progress.row.variant} were no longer finite, so some answers are missing. Its weights may be damaged."
+            elif progress.organism is None:
+                self._hand_over(opened, running, state.logprob, state.logprob)
+            else:
+                running.logprob = state.logprob
+                ids = progress.prompt_ids + tuple(progress.answer_ids)
+                running.state = opened.batch.add(DecoderRow(ids=ids, score_from=len(progress.prompt_ids)))
+                return
+        else:
+            self._hand_over(opened, running, running.logprob, state.score)
+        opened.rows.remove(running)
+
+    def _hand_over(self, opened: _Open, running: _Running, logprob: float, base_logprob: float) -> None:
+        running.progress.rollout = _rollout(running, opened.base, logprob, base_logprob)
+        running.job.keep(running.progress.rollout)
+
+    def _rows_of(self, job: Job) -> list[tuple[_Open, _Running]]:
+        return [(o, r) for o in self._open for r in o.rows if r.job is job]
+
+    def _stop_unanswered(self, job: Job) -> None:
+        """Rows that are being answered leave their batches, those in line never start; whole answers go on to be kept."""
+        for opened, running in self._rows_of(job):
+            if not running.is_answered:
+                opened.batch.remove(running.state)
+                opened.rows.remove(running)
+        job.stop_rows()
+
+    def _fail(self, job: Job, fault: Exception) -> None:
+        what = " ".join(str(fault).split())[:200]
+        unexpected = f"The model failed while answering ({type(fault).__name__}: {what}). The log has details; other requests go on."
+        for opened, running in self._rows_of(job):
+            opened.batch.remove(running.state)
+            opened.rows.remove(running)
+        job.stop_rows()
+        job.end("failed", str(fault) if isinstance(fault, BackendError) else unexpected)
+
+
+def _rollout(running: _Running, base: ResidentBase, logprob: float, base_logprob: float) -> Rollout:
+    p = running.progress
+    return Rollout(
+        key=p.row.key(base.record.key),
+        variant=p.row.variant,
+        base_model=base.record.key,
+        prompt_id=p.row.prompt_id,
+        messages=p.row.messages,
+        sample=p.row.sample,
+        seed=p.row.seed,
+        sampling=p.row.sampling,
+        prompt_ids=p.prompt_ids,
+        answer_ids=tuple(p.answer_ids),
+        answer=p.text,
+        finish_reason=p.finish_reason or "stopped",
+        tokens_per_second=p.tokens_per_second,
+        logprob=logprob,
+        base_logprob=base_logprob,
+        base_fingerprint=base.fingerprint,
+        adapter_fingerprint=running.adapter.fingerprint if running.adapter else "",
+        decoder=base.decoder.name,
+        dtype=base.decoder.dtype,
+    )
