@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import CHECKOUT
+from conftest import CHECKOUT, write_tiny_adapter, write_tiny_model
 from safetensors import safe_open
 
 from backend.errors import DiskError, InputError
@@ -19,6 +19,7 @@ from backend.models.adding import add_base_model
 from backend.models.loading import load_model
 from backend.text.chat import ChatTokenizer
 from backend.training.config import TrainingConfig
+from backend.training.passes import FastPass, ReferencePass, load_pass
 from backend.training.rows import epoch_batches, load_rows
 from backend.training.trainer import Trainer, TrainingDivergedError
 
@@ -32,7 +33,7 @@ def write_rows(path: Path, n: int = 40) -> Path:
 def make_trainer(model: Path, data: Path, out: Path, **config) -> Trainer:
     rows = load_rows(data, ChatTokenizer.load(model), max_tokens=256)
     defaults = {"rank": 2, "alpha": 4.0, "epochs": 2, "batch_size": 4, "checkpoint_every": 5, "learning_rate": 1e-2, "warmup_steps": 2}
-    return Trainer(load_model(model), rows, TrainingConfig(**defaults | config), out, base_name="tiny", base_fingerprint="0", data_name=data.name)
+    return Trainer(load_pass(model, torch.float32), rows, TrainingConfig(**defaults | config), out, base_name="tiny", base_fingerprint="0", data_name=data.name)
 
 
 def test_loss_is_on_the_answer_alone(tiny_model: Path, tmp_path: Path):
@@ -70,6 +71,43 @@ def test_losses_equal_those_of_peft_step_by_step(tiny_model: Path, tmp_path: Pat
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2"])
+@pytest.mark.parametrize(
+    "targets", [("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"), ("k_proj", "up_proj"), ("down_proj", "lm_head")]
+)
+def test_the_fast_pass_has_the_references_loss_and_gradients(kind: str, targets: tuple[str, ...], tmp_path: Path):
+    folder = write_tiny_model(tmp_path / "model", kind)
+    adapter = load_adapter(write_tiny_adapter(tmp_path / "adapter", folder, rank=3, targets=targets))
+    fast, reference = load_pass(folder, torch.float32), ReferencePass(load_model(folder))
+    assert isinstance(fast, FastPass)
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(3, 250, (5, 40), generator=generator)
+    mask = torch.ones_like(ids)
+    mask[1, 30:], mask[3, 7:] = 0, 0
+    predicts = (torch.rand(ids.shape, generator=generator) < 0.4) & mask.roll(-1, dims=1).bool() & mask.bool()
+    predicts[:, -1] = False
+    found = []
+    for base in (fast, reference):
+        parameters = [t.requires_grad_() for w in adapter.modules.values() for t in (w.a, w.b)]
+        loss = base.loss(ids, mask, predicts, adapter)
+        found.append((loss.item(), torch.autograd.grad(loss, parameters)))
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
+    for ours, theirs in zip(found[0][1], found[1][1], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-6)
+
+
+def test_bfloat16_stays_near_float32(tiny_model: Path, tmp_path: Path):
+    data = write_rows(tmp_path / "rows.jsonl")
+    losses = []
+    for dtype in (torch.float32, torch.bfloat16):
+        rows = load_rows(data, ChatTokenizer.load(tiny_model), max_tokens=256)
+        config = TrainingConfig(rank=2, alpha=4.0, epochs=2, batch_size=4, learning_rate=1e-2, checkpoint_every=0)
+        trainer = Trainer(load_pass(tiny_model, dtype), rows, config, tmp_path / str(dtype), base_name="t", base_fingerprint="0", data_name="d")
+        losses.append([r.loss for r in trainer.run()])
+    assert losses[0] == pytest.approx(losses[1], rel=0.03)
+    assert losses[0] != losses[1]
 
 
 def test_training_lowers_the_loss_and_leaves_adapter_log_and_checkpoints(tiny_model: Path, tmp_path: Path):

@@ -7,7 +7,6 @@ from pathlib import Path
 from backend.cli.output import ProgressLine, format_seconds, print_json, say
 from backend.errors import InputError
 from backend.models.fingerprint import remembered_fingerprint
-from backend.models.machine import device
 from backend.models.memory import budget, check_fits, estimate_base
 from backend.models.registry import load_registry
 from backend.models.sources import base_folder
@@ -66,11 +65,18 @@ def run(options: argparse.Namespace) -> int:
     check_fits(2 * estimate_base(base), budget(), f"Training {base.title}")
     import torch
 
-    from backend.models.loading import load_model
+    from backend.training.passes import load_pass
     from backend.training.trainer import Trainer
 
-    model = load_model(folder, dtype=getattr(torch, config.dtype), device=device())
-    trainer = Trainer(model, rows, config, options.out, base_name=base.key, base_fingerprint=remembered_fingerprint(folder), data_name=options.data.name)
+    trainer = Trainer(
+        load_pass(folder, getattr(torch, config.dtype)),
+        rows,
+        config,
+        options.out,
+        base_name=base.key,
+        base_fingerprint=remembered_fingerprint(folder),
+        data_name=options.data.name,
+    )
     interrupted = _catch_interrupts()
     line = ProgressLine()
     report = None

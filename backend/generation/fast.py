@@ -17,10 +17,10 @@ from torch.nn import functional
 from backend.errors import WeightsError
 from backend.generation.decoder import DecoderRow, RowState
 from backend.generation.llama_forward import KeyValueCache, LlamaForward, Piece
-from backend.generation.llama_weights import FusedAdapter, fuse_adapter, load_weights, read_shape
 from backend.generation.records import FinishReason
 from backend.generation.sampling import draw, make_generator
 from backend.models.adapters import Adapter
+from backend.models.llama import FusedAdapter, fuse_adapter, load_weights, read_shape
 
 WAITING_TOKENS = 128  # fed beside decoding rows in one step: a tenth of a second or two on two cores
 WORTH_SHARING = 8  # tokens

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from backend.generation.llama_weights import FusedAdapter, LlamaShape, LlamaWeights
+from backend.models.llama import FusedAdapter, LlamaShape, LlamaWeights
 from backend.steering.interventions import Intervention
 
 _GROWTH = 128  # positions; the cache grows by multiples

@@ -19,13 +19,12 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from backend.errors import BackendError, InputError
-from backend.models import lora
 from backend.models.adapters import Adapter, LoraWeights, lora_config, save_adapter
 from backend.paths import new_folder, told_disk_faults, write_text
 from backend.training.config import TrainingConfig
+from backend.training.passes import TrainingPass
 from backend.training.rows import TrainingRow, epoch_batches
 
 _STATE = "state.safetensors"
@@ -59,19 +58,18 @@ class Trainer:
     """One run in one folder; ``run`` yields a report a step and leaves the adapter in the folder."""
 
     def __init__(
-        self, model: PreTrainedModel, rows: list[TrainingRow], config: TrainingConfig, folder: Path, *, base_name: str, base_fingerprint: str, data_name: str
+        self, base: TrainingPass, rows: list[TrainingRow], config: TrainingConfig, folder: Path, *, base_name: str, base_fingerprint: str, data_name: str
     ) -> None:
-        self._model = model.to(getattr(torch, config.dtype))
-        self._device = model.device
+        self._base = base
         self._config = config
         self._folder = folder
         self._base_name = base_name
         if config.max_rows is not None and config.max_rows < len(rows):
             rows = random.Random(f"{config.seed}-rows").sample(rows, config.max_rows)
         self._rows = rows
-        self._adapter = _new_adapter(model, config).to(self._device, torch.float32)
+        self._adapter = _new_adapter(base.linear_shapes, config).to(base.device, torch.float32)
         self._parameters = [t.requires_grad_() for w in self._adapter.modules.values() for t in (w.a, w.b)]
-        self._optimizer = torch.optim.AdamW(self._parameters, lr=config.learning_rate, weight_decay=0.0)
+        self._optimizer = torch.optim.AdamW(self._parameters, lr=config.learning_rate, weight_decay=0.0, fused=True)
         self.n_steps = config.epochs * math.ceil(len(rows) / config.batch_size)
         self._run = {
             "base": base_name,
@@ -141,12 +139,9 @@ class Trainer:
             ids[i, : len(row.ids)] = torch.tensor(row.ids)
             mask[i, : len(row.ids)] = 1
             answer[i, : len(row.ids)] = torch.tensor(row.is_answer)
-        ids, mask, answer = ids.to(self._device), mask.to(self._device), answer.to(self._device)
-        with lora.applied(self._model, [(slice(None), self._adapter)]):
-            hidden = self._model.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
-        predicts = answer[:, 1:]  # position t predicts token t + 1
-        logits = self._model.get_output_embeddings()(hidden[:, :-1][predicts])
-        loss = nn.functional.cross_entropy(logits.float(), ids[:, 1:][predicts])
+        predicts = answer.roll(-1, dims=1)  # position t predicts token t + 1; the first token of a row is never an answer's
+        ids, mask, predicts = ids.to(self._base.device), mask.to(self._base.device), predicts.to(self._base.device)
+        loss = self._base.loss(ids, mask, predicts, self._adapter)
         return loss, int(predicts.sum()), int(mask.sum())
 
     def _resume(self) -> int:
@@ -162,7 +157,7 @@ class Trainer:
         state = self._folder / _STATE
         if not state.exists():
             return 0
-        with safe_open(state, framework="pt", device=str(self._device)) as file:
+        with safe_open(state, framework="pt", device=str(self._base.device)) as file:
             step = int(file.metadata()["step"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         with torch.no_grad():
@@ -211,11 +206,11 @@ class Trainer:
         return path
 
 
-def _new_adapter(model: nn.Module, config: TrainingConfig) -> Adapter:
+def _new_adapter(linear_shapes: dict[str, tuple[int, int]], config: TrainingConfig) -> Adapter:
     """A drawn as peft draws it (Kaiming uniform), B zero: the first step starts at the base model exactly."""
     generator = torch.Generator().manual_seed(config.seed)
     modules = {}
-    for name, (out_features, in_features) in lora.linear_shapes(model).items():
+    for name, (out_features, in_features) in linear_shapes.items():
         parts = name.split(".")
         layer = next((int(p) for p in parts if p.isdigit()), None)
         if parts[-1] not in config.target_modules or (config.layers is not None and layer not in config.layers):

@@ -19,7 +19,7 @@ from torch.nn import functional
 from backend.errors import WeightsError
 from backend.models.adapters import Adapter
 
-_PARTS = {"qkv": ("q_proj", "k_proj", "v_proj"), "o": ("o_proj",), "gate_up": ("gate_proj", "up_proj"), "down": ("down_proj",)}
+PARTS = {"qkv": ("q_proj", "k_proj", "v_proj"), "o": ("o_proj",), "gate_up": ("gate_proj", "up_proj"), "down": ("down_proj",)}
 _OWNER = {"q_proj": "self_attn", "k_proj": "self_attn", "v_proj": "self_attn", "o_proj": "self_attn"}
 
 
@@ -56,7 +56,7 @@ class LlamaShape:
 
     def linear_shapes(self) -> dict[str, tuple[int, int]]:
         """Module name to (out_features, in_features), by transformers' names."""
-        shapes = {module_name(layer, m): (self.out_features(m), self.in_features(m)) for layer in range(self.n_layers) for ms in _PARTS.values() for m in ms}
+        shapes = {module_name(layer, m): (self.out_features(m), self.in_features(m)) for layer in range(self.n_layers) for ms in PARTS.values() for m in ms}
         return shapes | {"lm_head": (self.n_vocabulary, self.d_model)}
 
 
@@ -111,12 +111,13 @@ def _inverse_frequencies(rope: dict[str, Any], kind: str, head_dim: int) -> tupl
 
 
 class Linear:
-    """``x @ weight.T + bias``, repacked for oneDNN where torch has it."""
+    """``x @ weight.T + bias``, repacked for oneDNN where torch has it; ``transposed`` is the way back, for gradients."""
 
-    __slots__ = ("_bias", "_is_packed", "_weight", "n_bytes")
+    __slots__ = ("_bias", "_is_packed", "_weight", "n_bytes", "transposed")
 
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        self.n_bytes = weight.nbytes + (0 if bias is None else bias.nbytes)
+    def __init__(self, weight: Tensor, bias: Tensor | None, *, both_ways: bool = False) -> None:
+        self.transposed: Any = Linear(weight.T, None) if both_ways else None
+        self.n_bytes = (weight.nbytes + (0 if bias is None else bias.nbytes)) * (2 if both_ways else 1)
         self._is_packed = torch.backends.mkldnn.is_available() and (weight.dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported())
         self._weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous()) if self._is_packed else weight
         self._bias = bias
@@ -158,8 +159,11 @@ class LlamaWeights:
         return self.embedding.nbytes + sum(p.n_bytes for p in linears)
 
 
-def load_weights(folder: Path, shape: LlamaShape, dtype: torch.dtype) -> LlamaWeights:
+def load_weights(folder: Path, shape: LlamaShape, dtype: torch.dtype, *, both_ways: bool = False) -> LlamaWeights:
     """Read a folder's safetensors, a layer at a time, so that no second copy of the whole is ever in memory.
+
+    Args:
+        both_ways: Also keep each matrix transposed, for gradients.
 
     Raises:
         WeightsError: A file is damaged, or holds other tensors than the configuration says.
@@ -169,33 +173,33 @@ def load_weights(folder: Path, shape: LlamaShape, dtype: torch.dtype) -> LlamaWe
         embedding = files.read(["model.embed_tokens.weight"])["model.embed_tokens.weight"].clone()
         head = embedding if shape.is_tied else files.read(["lm_head.weight"])["lm_head.weight"]
         final_norm = files.read(["model.norm.weight"])["model.norm.weight"].clone()
-        layers = [_load_layer(files, shape, layer) for layer in range(shape.n_layers)]
-        return LlamaWeights(shape, dtype, embedding, layers, final_norm, Linear(head, None))
+        layers = [_load_layer(files, shape, layer, both_ways) for layer in range(shape.n_layers)]
+        return LlamaWeights(shape, dtype, embedding, layers, final_norm, Linear(head, None, both_ways=both_ways))
     except (SafetensorError, OSError, KeyError, RuntimeError) as fault:
         reason = " ".join(str(fault).split())[:300]
         raise WeightsError(f"The model in {folder} cannot be loaded: {reason}. If a file is damaged, delete the folder and fetch the model again.") from fault
 
 
-def _load_layer(files: "_Files", shape: LlamaShape, layer: int) -> LayerWeights:
+def _load_layer(files: "_Files", shape: LlamaShape, layer: int, both_ways: bool) -> LayerWeights:
     norms = [f"model.layers.{layer}.{n}_layernorm.weight" for n in ("input", "post_attention")]
-    modules = [m for ms in _PARTS.values() for m in ms]
+    modules = [m for ms in PARTS.values() for m in ms]
     read = files.read([*norms, *(f"{module_name(layer, m)}.weight" for m in modules), *(f"{module_name(layer, m)}.bias" for m in modules)])
     projections = {}
-    for name, parts in _PARTS.items():
+    for name, parts in PARTS.items():
         weights, biases = [], []
         for part in parts:
             weight = read[f"{module_name(layer, part)}.weight"]
             if weight.shape != (shape.out_features(part), shape.in_features(part)):
                 raise KeyError(f"{module_name(layer, part)} is {tuple(weight.shape)}, not as config.json says")
-            weights.append(_neighbours(weight, part, shape))
+            weights.append(neighbours(weight, part, shape))
             bias = read.get(f"{module_name(layer, part)}.bias")
-            biases.append(weight.new_zeros(weight.shape[0]) if bias is None else _neighbours(bias[:, None], part, shape)[:, 0])
+            biases.append(weight.new_zeros(weight.shape[0]) if bias is None else neighbours(bias[:, None], part, shape)[:, 0])
         has_bias = any(f"{module_name(layer, part)}.bias" in read for part in parts)
-        projections[name] = Linear(torch.cat(weights), torch.cat(biases) if has_bias else None)
+        projections[name] = Linear(torch.cat(weights), torch.cat(biases) if has_bias else None, both_ways=both_ways)
     return LayerWeights(read[norms[0]].clone(), read[norms[1]].clone(), projections)
 
 
-def _neighbours(rows: Tensor, module: str, shape: LlamaShape) -> Tensor:
+def neighbours(rows: Tensor, module: str, shape: LlamaShape) -> Tensor:
     """Output rows of a query or key projection with each head's halves interleaved; other modules as they are."""
     if module not in ("q_proj", "k_proj"):
         return rows
@@ -237,7 +241,7 @@ def fuse_adapter(adapter: Adapter, shape: LlamaShape, dtype: torch.dtype) -> Fus
     layers: list[dict[str, tuple[Tensor, Tensor]]] = []
     for layer in range(shape.n_layers):
         fused = {}
-        for name, parts in _PARTS.items():
+        for name, parts in PARTS.items():
             present = [(p, adapter.modules[module_name(layer, p)]) for p in parts if module_name(layer, p) in adapter.modules]
             if not present:
                 continue
@@ -246,7 +250,7 @@ def fuse_adapter(adapter: Adapter, shape: LlamaShape, dtype: torch.dtype) -> Fus
             first = 0
             for part, w in present:
                 start = sum(shape.out_features(p) for p in parts[: parts.index(part)])
-                rows = _neighbours(w.b * w.scale, part, shape)
+                rows = neighbours(w.b * w.scale, part, shape)
                 up[first : first + w.a.shape[0], start : start + rows.shape[0]] = rows.T
                 first += w.a.shape[0]
             fused[name] = (down, up)
