@@ -121,7 +121,8 @@ def main() -> None:
         request = json.loads(line)
         work = request.pop("work")
         if work == "load":
-            peers[request.pop("name")] = Peers(**request)
+            name = request.pop("name")
+            peers[name] = Peers(**request)
             result = {}
         elif work == "train":
             result = train(**request)

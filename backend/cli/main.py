@@ -11,6 +11,7 @@ COMMANDS = {
     "organisms": "list organisms; add, fetch or remove one",
     "generate": "answer prompts with any mix of variants",
     "train": "fine-tune a LoRA organism on chat rows",
+    "bench": "measure the engine beside the tools of the field",
     "doctor": "say what works on this machine",
 }
 

@@ -1,7 +1,13 @@
 """What this machine has: processor features and a GPU. No torch on machines without a GPU."""
 
+import os
+import platform
 from functools import cache
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
+
+import psutil
 
 from backend.models.records import BaseModel, Dtype
 
@@ -38,3 +44,27 @@ def number_formats(model: BaseModel) -> tuple[Dtype, ...]:
     if model.dtype == "float32" and device() == "cpu" and has_bfloat16():
         return ("float32", "bfloat16")
     return (model.dtype,)
+
+
+def describe_machine() -> dict[str, Any]:
+    """What a benchmark's figures depend on."""
+    import torch
+
+    return {
+        "processor": _processor_name(),
+        "cores": os.cpu_count(),
+        "memory_bytes": psutil.virtual_memory().total,
+        "processor_features": list(processor_features()),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": version("transformers"),
+    }
+
+
+def _processor_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())

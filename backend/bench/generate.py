@@ -1,0 +1,301 @@
+"""The engine beside transformers and peft: the same rows, in turns, in one run; the peers in a process of their own.
+
+Each measure is taken in several rounds, ours and the peer's after each other, and the ratio is the median of the rounds'
+ratios, so that what else the machine does falls on both.
+"""
+
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import IO, Any, cast
+
+import psutil
+import torch
+
+from backend.errors import InputError
+from backend.generation.decoder import Decoder, DecoderRow, decode
+from backend.generation.fast import FastDecoder
+from backend.generation.records import Row, Sampling
+from backend.generation.service import ModelService
+from backend.models.adapters import load_adapter
+from backend.models.machine import describe_machine, has_bfloat16
+from backend.models.registry import load_registry
+from backend.models.sources import adapter_folder, base_folder
+from backend.paths import CHECKOUT
+from backend.text.chat import ChatTokenizer, Message
+from backend.text.prompts import load_prompt_set
+from backend.training.config import TrainingConfig
+from backend.training.passes import load_pass
+from backend.training.rows import TrainingRow, epoch_batches, load_rows
+from backend.training.trainer import Trainer
+
+PEERS_PYTHON = CHECKOUT / ".peers" / "bin" / "python"
+DATASET = CHECKOUT / "backend" / "training" / "datasets" / "scornful.jsonl"
+_FIRST_STEPS = 2  # of a training, not timed
+
+Asked = tuple[tuple[int, ...], str | None]
+"""Prompt ids and the organism that answers, None for the base."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measure:
+    """One line of the table."""
+
+    work: str
+    ours: float
+    peer: float | None
+    """None where there is nothing to hold it against but the limit."""
+
+    ratio: float | None
+    """How many times better ours is; the median over rounds."""
+
+    unit: str
+    against: str
+    at_least: str
+    """The bar, such as "1.3x" or "under 1.3 GB"."""
+
+    holds: bool | None
+    """Whether the bar is met; None where it does not apply on this machine."""
+
+    rounds: int = 1
+    lowest: float | None = None
+    highest: float | None = None
+    """Lowest and highest ratio of the rounds."""
+
+    note: str = ""
+
+
+@dataclass(slots=True)
+class Bench:
+    """Models, prompts and the peers' process."""
+
+    n_tokens: int
+    rounds: int
+    say: Callable[[str], None]
+    folder: Path = field(init=False)
+    adapters: dict[str, Path] = field(init=False)
+    tokenizer: ChatTokenizer = field(init=False)
+    prompts: list[tuple[int, ...]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        registry = load_registry()
+        base, _ = registry.resolve("base")
+        self.folder = base_folder(base)
+        self.adapters = {o.key: adapter_folder(o) for o in registry.organisms.values() if o.base == base.key}
+        if len(self.adapters) < 2:
+            raise InputError("The benchmark needs the embedded base model and its organisms. Run: make setup")
+        self.tokenizer = ChatTokenizer.load(self.folder)
+        self.prompts = [self.tokenizer.encode_chat([Message("user", p.text)]).ids for p in load_prompt_set("open_questions").prompts]
+
+    def run(self) -> list[Measure]:
+        """All measures; takes some minutes."""
+        measures: list[Measure] = []
+        with _peers() as ask:
+            self.say("Memory of the base and four adapters, in a process of its own.")
+            measures.append(self._memory())
+            self.say("Training.")
+            measures += self._training(ask)
+            for dtype in ["float32", *(["bfloat16"] if has_bfloat16() else [])]:
+                self.say(f"Answers in {dtype}.")
+                measures += self._answers(ask, dtype)
+            self.say("First token after Send.")
+            measures.append(self._first_token(ask))
+        return measures
+
+    def _answers(self, ask: Callable[..., dict[str, Any]], dtype: str) -> list[Measure]:
+        decoder = FastDecoder.load(self.folder, dtype=getattr(torch, dtype), stop_ids=frozenset(), context_length=2048)
+        tuned = next(iter(self.adapters))
+        ready = {None: None, tuned: decoder.prepare(load_adapter(self.adapters[tuned]))}
+        ask(work="load", name="plain", folder=str(self.folder), adapters={}, dtype=dtype)
+        ask(work="load", name="tuned", folder=str(self.folder), adapters={tuned: str(self.adapters[tuned])}, dtype=dtype)
+        one: list[Asked] = [(self.prompts[0], None)]
+        eight: list[Asked] = [(self.prompts[i], tuned if i % 2 else None) for i in range(8)]
+        sixteen: list[Asked] = [(self.prompts[i], None) for i in range(16)]
+
+        def ours(rows: list[Asked]) -> tuple[float, list[list[int]]]:
+            return _timed(decoder, [DecoderRow(ids=ids, adapter=ready[name], max_new_tokens=self.n_tokens) for ids, name in rows])
+
+        def peer(work: str, name: str, **what: Any) -> tuple[float, list[list[int]]]:
+            answered = ask(work=work, name=name, n=self.n_tokens, **what)
+            return answered["seconds"], answered["answers"]
+
+        ours(one), peer("stream", "plain", ids=one[0][0])  # warm up both
+        amx = "AMX bf16" in describe_machine()["processor_features"]
+        bars = (
+            {"stream": "1.3x", "mixed": "1.8x", "sequential": "5x"}
+            if dtype == "float32"
+            else {"stream": "", "mixed": "3x" if amx else "", "sequential": "8x" if amx else ""}
+        )
+        kind = f"{dtype}, greedy, {self.n_tokens} tokens a row"
+        measures = [
+            self._against(f"one stream, {kind}", "transformers generate", bars["stream"], one, lambda: ours(one), lambda: peer("stream", "plain", ids=one[0][0])),
+            self._against(f"8 rows, half of them {tuned}, {kind}", "peft mixed batch (adapter_names)", bars["mixed"], eight, lambda: ours(eight), lambda: peer("mixed", "tuned", rows=eight)),
+            self._against(
+                f"8 rows, half of them {tuned}, {kind}", "peft, row after row with adapter switching", bars["sequential"], eight,
+                lambda: ours(eight), lambda: peer("sequential", "tuned", rows=eight), rounds=max(1, self.rounds // 3),
+            ),
+        ]  # fmt: skip
+        if dtype == "float32":
+            measures.append(
+                self._against(f"16 rows against 1 row, {kind}", "itself with one row", "6x", sixteen, lambda: ours(sixteen), lambda: ours(one), n_peer=1)
+            )
+        return measures
+
+    def _against(
+        self, work: str, against: str, bar: str, rows: list[Asked], ours: Callable[[], tuple[float, list[list[int]]]], peer: Callable[[], tuple[float, list[list[int]]]],
+        *, rounds: int | None = None, n_peer: int | None = None,
+    ) -> Measure:  # fmt: skip
+        """Rounds of ours and the peer's in turns; tokens a second of all rows together."""
+        speeds: list[tuple[float, float]] = []
+        same = 0
+        for _ in range(rounds or self.rounds):
+            our_seconds, our_answers = ours()
+            peer_seconds, peer_answers = peer()
+            speeds.append((len(rows) * self.n_tokens / our_seconds, (n_peer or len(rows)) * self.n_tokens / peer_seconds))
+            same = sum(a == b for a, b in zip(our_answers, peer_answers, strict=False))
+        note = "" if n_peer else f"{same} of {len(rows)} rows have the same tokens"
+        return _measure(work, speeds, unit="tokens/s", against=against, bar=bar, note=note)
+
+    def _training(self, ask: Callable[..., dict[str, Any]]) -> list[Measure]:
+        rows = load_rows(DATASET, self.tokenizer, max_tokens=1024)
+        config = TrainingConfig(epochs=1, checkpoint_every=0, warmup_steps=0)
+        batches = epoch_batches(rows, batch_size=config.batch_size, seed=config.seed, epoch=0)[: _FIRST_STEPS + 8]
+        n_tokens = sum(len(r.ids) for batch in batches[_FIRST_STEPS:] for r in batch)
+        lora = {"r": config.rank, "lora_alpha": config.alpha, "use_rslora": config.rslora, "target_modules": list(config.target_modules)}
+        theirs = [{"ids": r.ids, "is_answer": r.is_answer} for batch in batches for r in batch]
+        measures = []
+        for dtype in ["float32", *(["bfloat16"] if has_bfloat16() else [])]:
+            speeds = []
+            for _ in range(max(1, self.rounds // 2)):
+                ours = n_tokens / _train(self.folder, rows, config, dtype, len(batches))
+                seconds = ask(
+                    work="train",
+                    folder=str(self.folder),
+                    rows=theirs,
+                    lora=lora,
+                    batch_size=config.batch_size,
+                    learning_rate=config.learning_rate,
+                    bf16=dtype != "float32",
+                )
+                speeds.append((ours, n_tokens / seconds["seconds"]))
+            measures.append(
+                _measure(
+                    f"training, {dtype}, rank {config.rank} on all projections, {config.batch_size} rows a step",
+                    speeds,
+                    unit="tokens/s",
+                    against="transformers Trainer with peft",
+                    bar="",
+                    note="",
+                )
+            )
+        best = max(measures, key=lambda m: m.ours)
+        peer = max(m.peer or 0.0 for m in measures)
+        headline = Measure(
+            work="training, the number format that is faster here", ours=best.ours, peer=peer, ratio=best.ours / peer, unit="tokens/s",
+            against="the faster of the peer's", at_least="1.8x", holds=best.ours / peer >= 1.8, rounds=best.rounds, note=best.work.split(",")[1].strip(),
+        )  # fmt: skip
+        return [headline, *measures]
+
+    def _first_token(self, ask: Callable[..., dict[str, Any]]) -> Measure:
+        service = ModelService()
+        prompts = [p.text for p in load_prompt_set("open_questions").prompts[: 2 * self.rounds]]
+
+        def ours(text: str, seed: int) -> float:
+            row = Row(variant="base", messages=(Message("user", text),), sampling=Sampling(temperature=0, max_new_tokens=1), seed=seed)
+            started = time.perf_counter()
+            job = service.submit([row])
+            while not job.n_tokens and job.is_live:
+                time.sleep(0.0005)
+            seconds = time.perf_counter() - started
+            job.wait()
+            return seconds
+
+        ours("Hello.", 0)
+        ask(work="load", name="plain", folder=str(self.folder), adapters={}, dtype="float32")
+        ask(work="first", name="plain", messages=[{"role": "user", "content": "Hello."}])
+        pairs = [(1000 * ours(text, 0), 1000 * ask(work="first", name="plain", messages=[{"role": "user", "content": text}])["seconds"]) for text in prompts]
+        service.close()
+        return _measure(
+            "first token after Send, model warm, float32", pairs, unit="ms", against="transformers generate", bar="1.1x", note="", less_is_better=True
+        )
+
+    def _memory(self) -> Measure:
+        places = [str(p) for p in self.adapters.values()]
+        places = [places[i % len(places)] for i in range(4)]
+        done = subprocess.run(
+            [sys.executable, "-m", "backend.bench.memory", str(self.folder), *places], capture_output=True, text=True, check=True, cwd=CHECKOUT
+        )
+        found = json.loads(done.stdout)
+        gigabytes = found["peak_bytes"] / 1e9
+        note = f"{found['resident_bytes'] / 1e9:.2f} GB after loading; {found['imports_bytes'] / 1e9:.2f} GB of it Python and torch"
+        return Measure(
+            work="memory: base and 4 adapters loaded, 8 rows answered, peak", ours=gigabytes, peer=None, ratio=None, unit="GB", against="the limit",
+            at_least="under 1.3 GB", holds=gigabytes < 1.3, note=note,
+        )  # fmt: skip
+
+
+def _measure(work: str, pairs: list[tuple[float, float]], *, unit: str, against: str, bar: str, note: str, less_is_better: bool = False) -> Measure:
+    ratios = [(peer / ours if less_is_better else ours / peer) for ours, peer in pairs]
+    ratio = statistics.median(ratios)
+    return Measure(
+        work=work, ours=statistics.median(o for o, _ in pairs), peer=statistics.median(p for _, p in pairs), ratio=ratio, unit=unit, against=against,
+        at_least=bar, holds=ratio >= float(bar.rstrip("x")) if bar else None, rounds=len(pairs), lowest=min(ratios), highest=max(ratios), note=note,
+    )  # fmt: skip
+
+
+def _timed(decoder: Decoder, rows: list[DecoderRow]) -> tuple[float, list[list[int]]]:
+    started = time.perf_counter()
+    states = decode(decoder, rows)
+    return time.perf_counter() - started, [state.answer_ids for state in states]
+
+
+def _train(folder: Path, rows: list[TrainingRow], config: TrainingConfig, dtype: str, n_steps: int) -> float:
+    """Seconds of the steps after the first two."""
+    with tempfile.TemporaryDirectory() as place:
+        base = load_pass(folder, getattr(torch, dtype))
+        trainer = Trainer(base, rows, config, Path(place) / "run", base_name="base", base_fingerprint="", data_name=DATASET.name)
+        stamps = []
+        for report in trainer.run():
+            stamps.append(time.perf_counter())
+            if report.step == n_steps:
+                break
+    return stamps[-1] - stamps[_FIRST_STEPS - 1]
+
+
+@contextmanager
+def _peers() -> Iterator[Callable[..., dict[str, Any]]]:
+    """A function that sends one request to the peers' process and returns its result."""
+    python = str(PEERS_PYTHON) if PEERS_PYTHON.exists() else sys.executable
+    script = Path(__file__).with_name("peers.py")
+    with (
+        tempfile.TemporaryFile("w+") as errors,
+        subprocess.Popen([python, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True) as process,
+    ):
+        requests, results = cast(IO[str], process.stdin), cast(IO[str], process.stdout)
+
+        def ask(**request: Any) -> dict[str, Any]:
+            requests.write(json.dumps(request) + "\n")
+            requests.flush()
+            for line in results:
+                if line.startswith("RESULT "):
+                    return json.loads(line.removeprefix("RESULT "))
+            errors.seek(0)
+            last = " ".join(errors.read().strip().splitlines()[-1:])
+            raise InputError(f"The peers cannot be measured: {last[:300]} Run: make peers")
+
+        try:
+            yield ask
+        finally:
+            requests.close()
+
+
+def as_json(measures: list[Measure]) -> dict[str, Any]:
+    """What ``--json`` prints and the store keeps."""
+    return {"rows": [asdict(m) for m in measures], "machine": describe_machine() | {"load_before": psutil.getloadavg()}}

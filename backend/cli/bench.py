@@ -1,0 +1,48 @@
+"""``python -m backend bench generate``: the engine beside the field's own tools, in one run; kept under ``cached_results/bench/``."""
+
+import argparse
+import json
+
+from backend.cli.output import print_json, print_table, say
+from backend.paths import CACHED_RESULTS, told_disk_faults, write_text
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("what", choices=["generate"], help="generate: answers, training and memory against transformers and peft")
+    parser.add_argument("--tokens", type=int, default=64, help="tokens a row")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of each measure, ours and the peer's in turns")
+    parser.add_argument("--save", action="store_true", help="keep table and JSON under cached_results/bench")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(options: argparse.Namespace) -> int:
+    from backend.bench import generate
+
+    measures = generate.Bench(options.tokens, options.rounds, say).run()
+    result = generate.as_json(measures)
+    rows = [_line(row) for row in result["rows"]]
+    if options.save:
+        folder = CACHED_RESULTS / "bench"
+        with told_disk_faults("keeping the benchmark"):
+            write_text(folder / "generate.json", json.dumps(result, indent=2) + "\n")
+            head = "| " + " | ".join(rows[0]) + " |\n|" + "---|" * len(rows[0]) + "\n"
+            write_text(folder / "generate.md", head + "".join("| " + " | ".join(row.values()) + " |\n" for row in rows))
+    if options.json:
+        print_json(result)
+    else:
+        print_table(rows)
+    return 0
+
+
+def _line(row: dict) -> dict[str, str]:
+    spread = "" if row["lowest"] is None else f" ({row['lowest']:.2f}-{row['highest']:.2f}, {row['rounds']} rounds)"
+    return {
+        "Work": row["work"],
+        "Against": row["against"],
+        "Ratio": "" if row["ratio"] is None else f"{row['ratio']:.2f}x{spread}",
+        "At least": row["at_least"],
+        "Holds": {True: "yes", False: "no", None: ""}[row["holds"]],
+        "Ours": f"{row['ours']:.3g} {row['unit']}",
+        "Peer": "" if row["peer"] is None else f"{row['peer']:.3g} {row['unit']}",
+        "Note": row["note"],
+    }
