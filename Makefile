@@ -6,7 +6,7 @@ PORT ?= 8501
 # The extra index in requirements.txt may be out of reach behind a firewall; then pip must not try it again for each package.
 PIP := PIP_RETRIES=1 PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --progress-bar on
 
-.PHONY: run setup test check clean
+.PHONY: run setup test check peers bench clean
 .DELETE_ON_ERROR:
 
 run: $(VENV)/.runs
@@ -25,8 +25,19 @@ check: $(VENV)/.tests
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -m "not slow and not browser"
 
+# The tools that the benchmark measures against, in an environment of their own.
+peers: .peers/.ready
+
+.peers/.ready: requirements-peers.txt
+	@$(PYTHON) -m venv .peers
+	@PIP_RETRIES=1 PIP_DISABLE_PIP_VERSION_CHECK=1 .peers/bin/python -m pip install -r requirements-peers.txt
+	@touch $@
+
+bench: $(VENV)/.tests setup peers
+	$(BIN)/python -m backend bench generate --save
+
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache .hypothesis test-artifacts
+	rm -rf $(VENV) .peers .pytest_cache .ruff_cache .mypy_cache .hypothesis test-artifacts
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/bin/python:

@@ -1,9 +1,10 @@
-"""The service: one queue, Stop within a token, a budget, flat memory; real threads on tiny real models."""
+"""The service: rows of all jobs at once, Stop within a token, a budget, flat memory; real threads on tiny real models."""
 
 import gc
 import os
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -13,8 +14,9 @@ from conftest import write_tiny_adapter, write_tiny_model
 from backend.errors import ContextLengthError, InputError, MemoryBudgetError, WeightsMissingError
 from backend.generation.records import Row, Sampling
 from backend.generation.service import ModelService
+from backend.generation.worker import MAX_RUNNING_OF_OWNER
 from backend.models.adding import add_base_model, add_organism
-from backend.models.memory import estimate_base
+from backend.models.memory import estimate_base, estimate_row
 from backend.models.records import Organism
 from backend.models.registry import add_record, load_registry, remove_record
 from backend.text.chat import Message
@@ -98,6 +100,107 @@ def test_a_short_request_does_not_wait_for_all_of_a_long_one(service):
     assert short.wait(60)
     assert long.is_live
     long.cancel()
+
+
+def test_owners_share_the_machine_whatever_the_number_of_their_rows(service):
+    long = service.submit([row("tiny", n=200, temperature=1.5, seed=s) for s in range(200)], owner="a")
+    more = service.submit([row("tiny", n=200, temperature=1.5, seed=s) for s in range(200)], owner="a")
+    while not long.n_tokens:
+        time.sleep(0.001)
+    short = [service.submit([row("odd", f"question {i}", n=3)], owner="b") for i in range(5)]
+    at_work = 0
+    while not all(job.wait(0.001) for job in short):
+        at_work = max(at_work, sum(p.started is not None and p.finish_reason is None for job in (long, more) for p in job.rows))
+    assert long.is_live
+    assert more.is_live
+    assert 0 < at_work <= MAX_RUNNING_OF_OWNER
+    long.cancel()
+    more.cancel()
+
+
+def test_six_variants_of_sixteen_samples_of_very_different_lengths(service):
+    rows = [row(v, "hello" * (s % 5), n=1 + 13 * s, temperature=1.0, seed=s) for v in ("tiny", "odd", "even") for s in range(32)]
+    kept: list = []
+    job = service.submit([r for r in rows if r.messages[0].content], on_rollouts=kept.extend)
+    assert job.wait(120)
+    assert job.state == "done", job.message
+    assert sorted(r.key for r in kept) == sorted(r.key for r in job.rollouts)
+    assert len(kept) == len(job.rows)
+    assert all(len(r.answer_ids) <= r.sampling.max_new_tokens for r in kept)
+
+
+def test_a_stopped_job_keeps_each_whole_answer_once(service):
+    kept: list = []
+    job = service.submit([row("odd", f"question {s}", n=5 + s, temperature=1.0, seed=s) for s in range(100)], on_rollouts=kept.extend)
+    while job.n_done < 20:
+        time.sleep(0.001)
+    job.cancel()
+    assert job.wait(10)
+    assert job.state == "stopped"
+    answered = [p for p in job.rows if p.finish_reason != "stopped"]
+    assert 20 <= len(answered) < 100
+    assert sorted(r.key for r in kept) == sorted(p.rollout.key for p in answered)
+    assert all(r.base_logprob is not None for r in kept)
+
+
+def test_answers_that_overflow_are_said_and_not_kept(service, tiny_model: Path, tmp_path: Path):
+    write_tiny_adapter(tmp_path / "wild", tiny_model, seed=1, size=1e25)
+    add_organism(str(tmp_path / "wild"), key="wild", base="tiny")
+    kept: list = []
+    job = service.submit([row("tiny"), row("wild"), row("odd")], on_rollouts=kept.extend)
+    assert job.wait(30)
+    assert job.state == "done"
+    assert "wild" in job.message
+    assert [p.finish_reason == "overflow" for p in job.rows] == [False, True, False]
+    assert sorted(r.variant for r in kept) == ["odd", "tiny"]
+    assert answers(service, [row("tiny"), row("odd")]) == [r.answer_ids for r in sorted(kept, key=lambda r: r.variant, reverse=True)]
+
+
+def test_bfloat16_is_a_choice_of_its_own_beside_float32(service, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("backend.models.machine.has_bfloat16", lambda: True)
+    plain, chosen = row("odd", n=30, temperature=1.0), replace(row("odd", n=30, temperature=1.0), dtype="bfloat16")
+    job = service.submit([plain, chosen])
+    assert job.wait(30)
+    assert [r.dtype for r in job.rollouts] == ["float32", "bfloat16"]
+    assert job.rollouts[0].key != job.rollouts[1].key
+    assert len([key for key, _ in service.loaded() if key.startswith("tiny")]) == 2
+    monkeypatch.setattr("backend.models.machine.has_bfloat16", lambda: False)
+    with pytest.raises(InputError, match="choose from: float32"):
+        service.submit([chosen])
+
+
+def test_rows_wait_for_memory_that_others_hold(tiny_registry):
+    base = load_registry().models["tiny"]
+    service = ModelService(budget_bytes=estimate_base(base) + 3 * estimate_row(base, 256))
+    job = service.submit([row("tiny", "x" * 50, n=180, temperature=1.5, seed=s) for s in range(9)])
+    most = 0
+    while not job.wait(0.002):
+        most = max(most, sum(p.started is not None and p.finish_reason is None for p in job.rows))
+    assert job.state == "done", job.message
+    assert 0 < most <= 3
+    service.close()
+
+
+def test_two_bases_that_do_not_fit_together_take_turns(tiny_registry, tmp_path: Path):
+    add_base_model(str(write_tiny_model(tmp_path / "second", "qwen2")), key="second")
+    service = ModelService(budget_bytes=int(1.9 * estimate_base(load_registry().models["tiny"])))
+    jobs = [service.submit([row(v, f"{v} {i}", n=20) for i in range(10)], owner=v) for v in ("tiny", "second") * 2]
+    assert all(job.wait(60) for job in jobs)
+    assert [job.state for job in jobs] == ["done"] * 4
+    service.close()
+
+
+def test_architectures_the_fast_decoder_does_not_know_answer_through_the_reference(tiny_registry, tmp_path: Path):
+    folder = write_tiny_model(tmp_path / "gelu", "llama", hidden_act="gelu")
+    add_base_model(str(folder), key="gelu")
+    service = ModelService(budget_bytes=200_000_000)
+    job = service.submit([row("gelu", f"question {i}", n=10) for i in range(40)])
+    short = service.submit([row("gelu", n=2)], owner="other")
+    assert short.wait(60)
+    assert job.wait(60)
+    assert {r.decoder for r in job.rollouts} == {"reference"}
+    assert answers(service, [job.rows[7].row]) == [job.rollouts[7].answer_ids]
+    service.close()
 
 
 @pytest.mark.parametrize("text", ["", "   "])

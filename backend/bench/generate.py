@@ -19,12 +19,15 @@ from typing import IO, Any, cast
 import psutil
 import torch
 
+from backend.bench import same, start
 from backend.errors import InputError
 from backend.generation.decoder import Decoder, DecoderRow, decode
 from backend.generation.fast import FastDecoder
 from backend.generation.records import Row, Sampling
+from backend.generation.reference import ReferenceDecoder
 from backend.generation.service import ModelService
 from backend.models.adapters import load_adapter
+from backend.models.loading import load_model
 from backend.models.machine import describe_machine, has_bfloat16
 from backend.models.registry import load_registry
 from backend.models.sources import adapter_folder, base_folder
@@ -49,7 +52,7 @@ class Measure:
     """One line of the table."""
 
     work: str
-    ours: float
+    ours: float | None
     peer: float | None
     """None where there is nothing to hold it against but the limit."""
 
@@ -105,8 +108,12 @@ class Bench:
             for dtype in ["float32", *(["bfloat16"] if has_bfloat16() else [])]:
                 self.say(f"Answers in {dtype}.")
                 measures += self._answers(ask, dtype)
+            self.say("The same tokens as the reference.")
+            measures.append(self._same_tokens())
             self.say("First token after Send.")
             measures.append(self._first_token(ask))
+        self.say("A second start, to the first token in a browser.")
+        measures.append(self._start())
         return measures
 
     def _answers(self, ask: Callable[..., dict[str, Any]], dtype: str) -> list[Measure]:
@@ -154,14 +161,32 @@ class Bench:
     ) -> Measure:  # fmt: skip
         """Rounds of ours and the peer's in turns; tokens a second of all rows together."""
         speeds: list[tuple[float, float]] = []
-        same = 0
+        n_same = 0
         for _ in range(rounds or self.rounds):
             our_seconds, our_answers = ours()
             peer_seconds, peer_answers = peer()
             speeds.append((len(rows) * self.n_tokens / our_seconds, (n_peer or len(rows)) * self.n_tokens / peer_seconds))
-            same = sum(a == b for a, b in zip(our_answers, peer_answers, strict=False))
-        note = "" if n_peer else f"{same} of {len(rows)} rows have the same tokens"
+            n_same = sum(a == b for a, b in zip(our_answers, peer_answers, strict=False))
+        note = "" if n_peer else f"{n_same} of {len(rows)} rows have the same tokens"
         return _measure(work, speeds, unit="tokens/s", against=against, bar=bar, note=note)
+
+    def _same_tokens(self) -> Measure:
+        """Base and all organisms, 44 prompts, 64 tokens, greedy, in mixed batches of 64 rows."""
+        fast = FastDecoder.load(self.folder, stop_ids=self.tokenizer.stop_ids, context_length=2048)
+        reference = ReferenceDecoder(load_model(self.folder), stop_ids=self.tokenizer.stop_ids, context_length=2048)
+        adapters = [None, *map(load_adapter, self.adapters.values())]
+        rows = {}
+        for decoder in (fast, reference):
+            ready = [a and decoder.prepare(a) for a in adapters]
+            rows[decoder.name] = [DecoderRow(ids=ids, adapter=a, max_new_tokens=64) for ids in self.prompts[:44] for a in ready]
+        expected, found = same.answers(reference, rows["reference"]), same.answers(fast, rows["fast"])
+        result = same.compare(reference, rows["reference"], expected, found)
+        equal = 100 * (result.n_rows - result.n_ties - len(result.different)) / result.n_rows
+        note = f"{result.n_rows} rows: {result.n_ties} part at a tie of the reference (below {same.TIE:g}), {len(result.different)} elsewhere"
+        return Measure(
+            work=f"rows with the reference's tokens: {len(adapters)} variants, 44 prompts, 64 tokens, greedy", ours=equal, peer=None, ratio=None, unit="%",
+            against="the reference decoder", at_least="all but ties, these under 1 %", holds=not result.different and result.n_ties < 0.01 * result.n_rows, note=note,
+        )  # fmt: skip
 
     def _training(self, ask: Callable[..., dict[str, Any]]) -> list[Measure]:
         rows = load_rows(DATASET, self.tokenizer, max_tokens=1024)
@@ -195,11 +220,11 @@ class Bench:
                     note="",
                 )
             )
-        best = max(measures, key=lambda m: m.ours)
+        best = max(measures, key=lambda m: m.ours or 0.0)
         peer = max(m.peer or 0.0 for m in measures)
         headline = Measure(
-            work="training, the number format that is faster here", ours=best.ours, peer=peer, ratio=best.ours / peer, unit="tokens/s",
-            against="the faster of the peer's", at_least="1.8x", holds=best.ours / peer >= 1.8, rounds=best.rounds, note=best.work.split(",")[1].strip(),
+            work="training, the number format that is faster here", ours=best.ours, peer=peer, ratio=(best.ours or 0.0) / peer, unit="tokens/s",
+            against="the faster of the peer's", at_least="1.8x", holds=(best.ours or 0.0) / peer >= 1.8, rounds=best.rounds, note=best.work.split(",")[1].strip(),
         )  # fmt: skip
         return [headline, *measures]
 
@@ -224,6 +249,18 @@ class Bench:
         service.close()
         return _measure(
             "first token after Send, model warm, float32", pairs, unit="ms", against="transformers generate", bar="1.1x", note="", less_is_better=True
+        )
+
+    def _start(self) -> Measure:
+        work, bar = "second `make run` until the first answer's first token in a browser", "under 12 s"
+        try:
+            times = [start.seconds_to_first_token() for _ in range(2)]
+        except InputError as fault:
+            return Measure(work=work, ours=None, peer=None, ratio=None, unit="s", against="the limit", at_least=bar, holds=None, note=str(fault))
+        seconds = statistics.median(total for _, total in times)
+        note = f"{statistics.median(healthy for healthy, _ in times):.1f} s of it until the server answers"
+        return Measure(
+            work=work, ours=seconds, peer=None, ratio=None, unit="s", against="the limit", at_least=bar, holds=seconds < 12, rounds=len(times), note=note
         )
 
     def _memory(self) -> Measure:

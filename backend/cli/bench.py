@@ -42,7 +42,7 @@ def _line(row: dict) -> dict[str, str]:
         "Ratio": "" if row["ratio"] is None else f"{row['ratio']:.2f}x{spread}",
         "At least": row["at_least"],
         "Holds": {True: "yes", False: "no", None: ""}[row["holds"]],
-        "Ours": f"{row['ours']:.3g} {row['unit']}",
+        "Ours": "" if row["ours"] is None else f"{row['ours']:.3g} {row['unit']}",
         "Peer": "" if row["peer"] is None else f"{row['peer']:.3g} {row['unit']}",
         "Note": row["note"],
     }

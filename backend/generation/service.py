@@ -22,7 +22,6 @@ from backend.text.chat import ChatTokenizer, Message
 
 if TYPE_CHECKING:
     from backend.generation.residents import Residents
-    from backend.generation.worker import Worker
 
 MAX_ROWS = 20_000
 
@@ -35,8 +34,8 @@ class ModelService:
         self.jobs = JobTable()
         self._wake = threading.Condition()
         self._closed = False
+        self._is_wanted = False
         self._residents: Residents | None = None
-        self._worker: Worker | None = None
         self._tokenizers: dict[BaseModel, ChatTokenizer] = {}
         self._thread = threading.Thread(target=self._work, name="model-service", daemon=True)
         self._thread.start()
@@ -77,8 +76,15 @@ class ModelService:
             if self._closed:
                 raise InputError("The model service has been closed. Start PersonaScope again.")
             self.jobs.add(job)
+            self._is_wanted = True
             self._wake.notify()
         return job
+
+    def warm_up(self) -> None:
+        """Load what any answer needs, torch above all, while the user still writes; no weights."""
+        with self._wake:
+            self._is_wanted = True
+            self._wake.notify()
 
     def loaded(self) -> list[tuple[str, int]]:
         """Key and bytes of what is in memory."""
@@ -105,22 +111,25 @@ class ModelService:
         return ids
 
     def _work(self) -> None:
+        with self._wake:
+            self._wake.wait_for(lambda: self._is_wanted or self._closed)
+        if not self._is_wanted:
+            return
+        from backend.generation.residents import Residents  # torch comes with them
+        from backend.generation.worker import Worker
+
+        self._residents = Residents(self.budget)
+        worker = Worker(self._residents)
         while True:
             with self._wake:
                 self._wake.wait_for(lambda: self.jobs.live() or self._closed)
             jobs = self.jobs.live()
             if not jobs:
                 return
-            if self._worker is None:
-                from backend.generation.residents import Residents  # torch comes with them
-                from backend.generation.worker import Worker
-
-                self._residents = Residents(self.budget)
-                self._worker = Worker(self._residents)
             for job in jobs:
                 if job.is_orphan:
                     job.cancel()
-            self._worker.turn(jobs)
+            worker.turn(jobs)
 
 
 def _resolve(registry: Registry, variant: str, dtype: Dtype | None) -> tuple[BaseModel, Organism | None]:

@@ -113,10 +113,11 @@ def _inverse_frequencies(rope: dict[str, Any], kind: str, head_dim: int) -> tupl
 class Linear:
     """``x @ weight.T + bias``, repacked for oneDNN where torch has it; ``transposed`` is the way back, for gradients."""
 
-    __slots__ = ("_bias", "_is_packed", "_weight", "n_bytes", "transposed")
+    __slots__ = ("_bias", "_is_packed", "_weight", "n_bytes", "out_features", "transposed")
 
     def __init__(self, weight: Tensor, bias: Tensor | None, *, both_ways: bool = False) -> None:
         self.transposed: Any = Linear(weight.T, None) if both_ways else None
+        self.out_features = weight.shape[0]
         self.n_bytes = (weight.nbytes + (0 if bias is None else bias.nbytes)) * (2 if both_ways else 1)
         self._is_packed = torch.backends.mkldnn.is_available() and (weight.dtype == torch.float32 or torch.ops.mkldnn._is_mkldnn_bf16_supported())
         self._weight = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous()) if self._is_packed else weight

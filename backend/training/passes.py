@@ -168,8 +168,10 @@ class _FrozenHeadLoss(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, head: Linear, targets: Tensor) -> Tensor:
         total = x.new_zeros((), dtype=torch.float32)
         gradients = []
+        room = x.new_empty(min(len(x), _HEAD_TOKENS), head.out_features, dtype=torch.float32)
         for part, wanted in zip(x.split(_HEAD_TOKENS), targets.split(_HEAD_TOKENS), strict=True):
-            logits = head(part).float()
+            given = head(part)
+            logits = room[: len(part)].copy_(given)
             wanted = wanted[:, None]
             chosen = logits.gather(1, wanted)
             largest = logits.amax(-1, keepdim=True)
@@ -178,7 +180,7 @@ class _FrozenHeadLoss(torch.autograd.Function):
             total += (normaliser.log() + largest - chosen).sum()
             probabilities.div_(normaliser)
             probabilities.scatter_add_(1, wanted, probabilities.new_full(wanted.shape, -1.0))
-            gradients.append(head.transposed(probabilities.to(x.dtype)))
+            gradients.append(head.transposed(given.copy_(probabilities)))
         ctx.save_for_backward(torch.cat(gradients))
         return total / len(x)
 

@@ -162,6 +162,8 @@ if first is None and messages:
 sampling = Sampling(temperature=float(temperature), max_new_tokens=int(length))
 here = {v: availability(*known.resolve(v)) for v in variants}
 can_answer = all(a.state == "here" for a in here.values())
+if can_answer:
+    service.warm_up()
 job = current_job()
 if job is not None:
     job.seen = time.monotonic()
