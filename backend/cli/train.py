@@ -7,6 +7,7 @@ from pathlib import Path
 from backend.cli.output import ProgressLine, format_seconds, print_json, say
 from backend.errors import InputError
 from backend.models.fingerprint import remembered_fingerprint
+from backend.models.machine import device, has_bfloat16
 from backend.models.memory import budget, check_fits, estimate_base
 from backend.models.registry import load_registry
 from backend.models.sources import base_folder
@@ -32,9 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-tokens", type=int, default=default.max_tokens, help="longest row; longer ones are reported")
     parser.add_argument("--warmup-steps", type=int, default=default.warmup_steps)
     parser.add_argument("--checkpoint-every", type=int, default=default.checkpoint_every, metavar="STEPS")
-    parser.add_argument(
-        "--dtype", default=default.dtype, choices=["float32", "bfloat16"], help="of the frozen base; bfloat16 is faster on processors that have it"
-    )
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="of the frozen base; by default bfloat16 where the machine has it, which is faster")
     parser.add_argument("--seed", type=int, default=default.seed)
     parser.add_argument("--json", action="store_true", help="print JSON")
 
@@ -53,7 +52,7 @@ def run(options: argparse.Namespace) -> int:
         max_tokens=options.max_tokens,
         warmup_steps=options.warmup_steps,
         checkpoint_every=options.checkpoint_every,
-        dtype=options.dtype,
+        dtype=options.dtype or ("bfloat16" if has_bfloat16() or device() == "cuda" else "float32"),
         seed=options.seed,
     )
     base, organism = load_registry().resolve(options.base)
