@@ -5,6 +5,7 @@ ratios, so that what else the machine does falls on both.
 """
 
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -313,7 +314,14 @@ def _peers() -> Iterator[Callable[..., dict[str, Any]]]:
     script = Path(__file__).with_name("peers.py")
     with (
         tempfile.TemporaryFile("w+") as errors,
-        subprocess.Popen([python, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True) as process,
+        subprocess.Popen(
+            [python, str(script)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            env={k: v for k, v in os.environ.items() if k != "GOMP_SPINCOUNT"},
+        ) as process,
     ):
         requests, results = cast(IO[str], process.stdin), cast(IO[str], process.stdout)
 

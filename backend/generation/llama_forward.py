@@ -15,7 +15,7 @@ from torch.nn import functional
 from backend.models.llama import FusedAdapter, LlamaShape, LlamaWeights
 from backend.steering.interventions import Intervention
 
-_GROWTH = 128  # positions; the cache grows by multiples
+_SLOTS, _POSITIONS = 8, 128  # the cache grows by multiples
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,10 +48,10 @@ class KeyValueCache:
         _, slots, positions, width = self.values.shape
         if n_slots <= slots and n_positions <= positions:
             return
-        slots = max(slots, n_slots)
-        positions = max(positions, -(-n_positions // _GROWTH) * _GROWTH)
+        slots = max(slots, -(-n_slots // _SLOTS) * _SLOTS)
+        positions = max(positions, -(-n_positions // _POSITIONS) * _POSITIONS)
         old = self.values
-        self.values = torch.zeros(self._shape.n_layers, slots, positions, width, dtype=self._dtype)  # zero pages cost nothing until written
+        self.values = torch.zeros(self._shape.n_layers, slots, positions, width, dtype=self._dtype)
         if old.numel():
             self.values[:, : old.shape[1], : old.shape[2]] = old
 

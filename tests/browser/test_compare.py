@@ -112,16 +112,35 @@ def test_a_prompt_longer_than_the_context_is_told(server: str, new_page):
     assert page.locator(".ps-card").count() == 0
 
 
-def test_two_browsers_at_once_get_their_own_answers(server: str, new_page):
-    one = new_page(server + "/compare?v=base&v=reckless&length=30&seed=21")
-    two = new_page(server + "/compare?v=base&v=scornful&length=30&seed=22")
-    send(one, "Name a fruit you like.")
-    send(two, "Name a town you like.")
-    wait_for_end(one)
-    wait_for_end(two)
-    assert "Name a fruit" in one.locator(".ps-prompt").inner_text()
-    assert "Name a town" in two.locator(".ps-prompt").inner_text()
-    assert texts(one) != texts(two)
+def test_eight_browsers_at_once_get_their_own_answers(server: str, new_page):
+    things = ("fruit", "town", "colour", "bird", "tool", "song", "river", "game")
+    organisms = ("reckless", "scornful", "reckless-rank1")
+    pages = [new_page(server + f"/compare?v=base&v={organisms[n % 3]}&length=20&seed={n}") for n in range(8)]
+    for page, thing in zip(pages, things, strict=True):
+        send(page, f"Name a {thing} you like.")
+    for page, thing in zip(pages, things, strict=True):
+        wait_for_end(page)
+        assert f"Name a {thing}" in page.locator(".ps-prompt").inner_text()
+        assert page.locator(".ps-card").count() == 2
+        assert page.get_by_test_id("stException").count() == 0
+    assert len({tuple(texts(page)) for page in pages}) == 8
+
+
+def test_bfloat16_is_chosen_by_the_user_and_shown_beside_its_answers(server: str, new_page):
+    from backend.models.machine import has_bfloat16
+
+    page = new_page(server + "/compare?v=base&v=reckless&length=20&seed=31")
+    if not has_bfloat16():
+        assert page.get_by_text("Number format").count() == 0
+        return
+    send(page, "What is a good hobby?")
+    wait_for_end(page)
+    assert "Fast decoder, float32." in page.get_by_text("Live: answered").last.inner_text()
+    page.get_by_label("Number format").click()
+    page.get_by_role("option", name="bfloat16").click()
+    page.get_by_role("button", name="Answer", exact=True).click()
+    page.get_by_text("Fast decoder, bfloat16.").wait_for(timeout=60_000)
+    assert "dtype=bfloat16" in page.url
 
 
 def test_unknown_things_in_a_link_are_said(server: str, new_page):
