@@ -161,6 +161,51 @@ def test_a_row_can_leave_in_the_middle_of_its_prompt(tiny, monkeypatch: pytest.M
     assert batch._cache.values.numel() == 0, "an empty batch holds no memory"
 
 
+def test_rows_can_leave_before_their_first_step(loaded):
+    decoder, adapters = loaded
+    batch = decoder.open_batch()
+    batch.remove(batch.add(row(PROMPTS[0])))
+    kept = batch.add(row(PROMPTS[1], adapters[1]))
+    batch.step()
+    for state in [batch.add(row(PROMPTS[2])) for _ in range(20)]:
+        batch.remove(state)
+    while kept.finish_reason is None:
+        batch.step()
+    assert kept.answer_ids == answers(decoder, [row(PROMPTS[1], adapters[1])])[0]
+
+
+def test_a_short_prompt_does_not_wait_for_a_long_one(tiny, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("backend.generation.fast.WAITING_TOKENS", 16)
+    decoder = FastDecoder.load(tiny[0], stop_ids=frozenset({258}), context_length=256)
+    batch = decoder.open_batch()
+    long = [batch.add(row([*range(1, 200), s], n=2, temperature=1.0, seed=s)) for s in range(4)]
+    batch.step()
+    short = batch.add(row([255, *PROMPTS[0]], n=2))
+    for _ in range(3):
+        batch.step()
+    assert len(short.answer_ids) == 2
+    steps = 0
+    while any(s.finish_reason is None for s in long):
+        batch.step()
+        steps += 1
+    assert steps < 40, "and nobody starves"
+
+
+def test_the_cache_shrinks_when_long_rows_have_left(tiny):
+    decoder = FastDecoder.load(tiny[0], stop_ids=frozenset(), context_length=4096)
+    expected = answers(decoder, [row(PROMPTS[1], n=200)])
+    batch = decoder.open_batch()
+    short = batch.add(row(PROMPTS[1], n=200))
+    long = [batch.add(row([s, *(i % 250 for i in range(1500))], n=5)) for s in range(3)]
+    sizes = []
+    while short.finish_reason is None:
+        batch.step()
+        sizes.append(batch._cache.values.numel())
+    assert all(s.finish_reason for s in long)
+    assert sizes[-2] <= max(sizes) / 4
+    assert [short.answer_ids] == expected
+
+
 def test_seeds_differ_and_repeat(loaded):
     decoder, _ = loaded
     one, two, again = (answers(decoder, [row(PROMPTS[0], temperature=1.0, seed=s)])[0] for s in (1, 2, 1))

@@ -190,6 +190,90 @@ def test_two_bases_that_do_not_fit_together_take_turns(tiny_registry, tmp_path: 
     service.close()
 
 
+def test_a_damaged_adapter_beside_others_fails_its_job_and_no_more(service, tiny_model: Path, tmp_path: Path):
+    from safetensors.torch import load_file, save_file
+
+    write_tiny_adapter(tmp_path / "nan", tiny_model, seed=1)
+    add_organism(str(tmp_path / "nan"), key="nan", base="tiny")
+    file = tmp_path / "nan" / "adapter_model.safetensors"
+    tensors = load_file(file)
+    next(iter(tensors.values()))[0, 0] = float("nan")
+    save_file(tensors, file)
+    other = service.submit([row("tiny", n=100, temperature=1.0)], owner="other")
+    for rows in ([row("tiny"), row("nan")], [row("nan")]):
+        job = service.submit(rows)
+        assert job.wait(30)
+        assert job.state == "failed"
+        assert "not finite" in job.message
+    assert other.wait(30)
+    assert other.state == "done"
+    assert answers(service, [row("odd")])
+
+
+def test_whatever_keeps_answers_may_fail_in_any_way(service):
+    def fail(_rollouts: list) -> None:
+        raise ValueError("no")
+
+    job = service.submit([row("tiny")], on_rollouts=fail)
+    assert job.wait(30)
+    assert job.state == "done"
+    assert "not saved" in job.message
+    assert answers(service, [row("odd")])
+
+
+def test_the_service_starts_over_after_a_fault_of_its_own(service, monkeypatch: pytest.MonkeyPatch):
+    from backend.generation.worker import Worker
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Worker, "_admit", lambda *_: 1 / 0)
+        job = service.submit([row("tiny")])
+        assert job.wait(30)
+    assert "started over" in job.message
+    assert answers(service, [row("odd")])
+
+
+def test_answers_are_handed_over_in_time_while_others_still_run(service, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("backend.generation.jobs._KEPT_SECONDS", 0.05)
+    kept: list = []
+    job = service.submit([row("tiny", n=2), row("tiny", "go on", n=230, temperature=1.5, seed=4)], on_rollouts=kept.extend)
+    while not kept and job.is_live:
+        time.sleep(0.002)
+    assert len(kept) == 1
+    assert job.is_live
+    job.cancel()
+
+
+def test_a_base_that_does_not_fit_beside_another_has_its_turn_soon(tiny_registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("backend.generation.worker.PATIENCE", 0.2)
+    add_base_model(str(write_tiny_model(tmp_path / "second", "qwen2")), key="second")
+    service = ModelService(budget_bytes=int(1.9 * estimate_base(load_registry().models["tiny"])))
+    long = service.submit([row("tiny", n=30, temperature=1.5, seed=s) for s in range(300)], owner="a")
+    while long.is_live and long.n_done < 3:
+        time.sleep(0.001)
+    short = service.submit([row("second", n=3)], owner="b")
+    assert short.wait(60)
+    assert short.state == "done", short.message
+    assert long.is_live
+    before, at_work = long.n_done, 0
+    while long.is_live and long.n_done < before + 20:
+        time.sleep(0.001)
+        at_work = max(at_work, sum(p.started is not None and p.finish_reason is None for p in long.rows))
+    assert at_work > 1, "the long job goes on with many rows"
+    long.cancel()
+    service.close()
+
+
+def test_idle_models_give_way_to_rows(tiny_registry, tmp_path: Path):
+    add_base_model(str(write_tiny_model(tmp_path / "second", "qwen2")), key="second")
+    base = load_registry().models["tiny"]
+    service = ModelService(budget_bytes=2 * estimate_base(base) + estimate_row(base, 256))
+    answers(service, [row("second")])
+    job = service.submit([row("tiny", "x" * 50, n=180, temperature=1.5, seed=s) for s in range(4)])
+    assert job.wait(30)
+    assert [key for key, _ in service.loaded()] == ["tiny"]
+    service.close()
+
+
 def test_architectures_the_fast_decoder_does_not_know_answer_through_the_reference(tiny_registry, tmp_path: Path):
     folder = write_tiny_model(tmp_path / "gelu", "llama", hidden_act="gelu")
     add_base_model(str(folder), key="gelu")

@@ -1,7 +1,7 @@
 """The fast decoder: Llama-family models on a processor. Same interface as the reference, and the reference's tokens.
 
-Each step is one pass over the next token of every row that decodes and over as many waiting tokens (of prompts to be
-answered, then of texts to be scored) as a small allowance lets in, so a newcomer starts at once and nobody waits long.
+Each step is one pass over the next token of every row that decodes and over as many waiting tokens of prompts and texts as
+a small allowance lets in, short ones first, so a newcomer starts at once and nobody waits long for others' prompts.
 Rows that start with the same ids under the same weights share that beginning: it is worked out once and copied.
 """
 
@@ -74,8 +74,7 @@ class _Live:
     """Known and generated so far."""
 
     generator: torch.Generator
-    priority: tuple[bool, int]
-    """Rows to be answered come before those to be read, then by arrival."""
+    arrival: int
 
     n_layers: int
     """Layers the row needs."""
@@ -121,15 +120,14 @@ class FastBatch:
         is_read_only = row.max_new_tokens == 0
         if is_read_only and row.score_from is None:
             n_layers = max(row.capture, default=-1) + 1
-        priority = (is_read_only, self._n_added)
         captured: dict[int, list[Tensor]] = {layer: [] for layer in row.capture}
-        self._rows.append(_Live(RowState(row), list(row.ids), make_generator(row.seed), priority, n_layers, captured, "length" if is_read_only else None))
+        self._rows.append(_Live(RowState(row), list(row.ids), make_generator(row.seed), self._n_added, n_layers, captured, "length" if is_read_only else None))
         self._n_added += 1
         return self._rows[-1].state
 
     @property
     def is_full(self) -> bool:
-        unfed = {(id(live.row.adapter), live.row.ids) for live in self._rows if not live.fed and live.row.max_new_tokens}
+        unfed = {(id(live.row.adapter), live.row.ids) for live in self._rows if not (live.fed or live.waits) and live.row.max_new_tokens}
         return sum(len(ids) for _, ids in unfed) >= WAITING_TOKENS
 
     @torch.inference_mode()
@@ -140,7 +138,7 @@ class FastBatch:
 
     @torch.inference_mode()
     def step(self) -> list[RowState]:
-        self._cache.reserve(len(self._rows), max((len(live.ids) for live in self._rows), default=0))
+        self._cache.fit(len(self._rows), max((len(live.ids) for live in self._rows), default=0))
         self._share()
         plan = self._plan()
         changed = self._feed(plan) if plan else []
@@ -158,23 +156,20 @@ class FastBatch:
         for slot, live in enumerate(self._rows):
             if live.fed or live.row.capture:
                 continue
-            others = [(s, o) for s, o in enumerate(self._rows) if o is not live and (o.fed or o.priority < live.priority)]
-            n, source = max(((_in_common(other, live), s) for s, other in others), default=(0, 0))
-            live.waits = n >= WORTH_SHARING and self._rows[source].fed < n
-            if n >= WORTH_SHARING and not live.waits:
-                self._cache.copy(source, slot, n)
-                live.fed = n
+            others = [(o, s, _in_common(o, live)) for s, o in enumerate(self._rows) if o is not live and (o.fed or o.arrival < live.arrival)]
+            now, source = max(((min(n, other.fed), s) for other, s, n in others), default=(0, 0))
+            later = max((n for _, _, n in others), default=0)
+            live.waits = later >= now + WORTH_SHARING
+            if now >= WORTH_SHARING and not live.waits:
+                self._cache.copy(source, slot, now)
+                live.fed = now
 
     def _plan(self) -> list[tuple[int, _Live, int]]:
         """What is fed in this step: slot, row and number of tokens; rows of one adapter stand together."""
         slots = list(enumerate(self._rows))
         plan = [(slot, live, 1) for slot, live in slots if live.is_decoding]
-        room = WAITING_TOKENS
-        for slot, live in sorted(slots, key=lambda item: item[1].priority):
-            n = 0 if live.waits or live.is_decoding else min(room, live.n_to_feed)
-            if n > 0:
-                plan.append((slot, live, n))
-                room -= n
+        waiting = [(slot, live) for slot, live in slots if live.n_to_feed > 0 and not (live.waits or live.is_decoding)]
+        plan += [(slot, live, n) for (slot, live), n in zip(waiting, _divide([live for _, live in waiting]), strict=True) if n]
         return sorted(plan, key=lambda item: (id(item[1].row.adapter), item[0]))
 
     def _feed(self, plan: list[tuple[int, _Live, int]]) -> list[RowState]:
@@ -236,6 +231,22 @@ class FastBatch:
             self._cache = KeyValueCache(self._forward.shape, self._forward.weights.dtype)
 
 
+def _divide(waiting: list[_Live]) -> list[int]:
+    """Tokens of each waiting row for one pass: half of the room for who waits longest, so that nobody starves, the rest for
+    short remainders first, so that a short question does not wait for somebody's long text."""
+    if not waiting:
+        return []
+    longest = min(range(len(waiting)), key=lambda i: waiting[i].arrival)
+    shares = [0] * len(waiting)
+    shares[longest] = min(WAITING_TOKENS // 2, waiting[longest].n_to_feed)
+    room = WAITING_TOKENS - shares[longest]
+    for i in sorted(range(len(waiting)), key=lambda i: (waiting[i].row.max_new_tokens == 0, waiting[i].n_to_feed)):
+        more = min(room, waiting[i].n_to_feed - shares[i])
+        shares[i] += more
+        room -= more
+    return shares
+
+
 def _first_logits(row: DecoderRow) -> int:
     """First position whose logits the row's score needs; the row's length where it needs none."""
     return len(row.ids) if row.score_from is None else row.score_from - 1
@@ -245,5 +256,7 @@ def _in_common(source: _Live, live: _Live) -> int:
     """Tokens that both begin with under the same weights, as far as ``live`` need not feed them itself."""
     if source.row.adapter is not live.row.adapter or source.row.interventions != live.row.interventions or source.n_layers < live.n_layers:
         return 0
+    if live.row.interventions and source.row.ids != live.row.ids:
+        return 0  # what they do may depend on where the prompt ends
     limit = min(len(source.ids), len(live.ids) - 1, _first_logits(live.row))
     return next((n for n in range(limit) if source.ids[n] != live.ids[n]), limit)

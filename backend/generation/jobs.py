@@ -1,5 +1,6 @@
 """Jobs: requests with an unguessable id that go on while pages come and go, and a table of them."""
 
+import logging
 import secrets
 import threading
 import time
@@ -17,6 +18,7 @@ _KEPT_SECONDS = 20.0
 _KEEP = 200  # finished jobs in the table
 _KEEP_SECONDS = 3600.0
 _ORPHANED_SECONDS = 900.0
+_log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -130,11 +132,14 @@ class Job:
         self.n_started = len(self.rows)
 
     def keep(self, rollout: Rollout) -> None:
-        """Hand finished rows, some at a time, to whoever keeps them."""
+        """Take a finished row, to be handed to whoever keeps them some at a time."""
         if not self._kept:
             self._kept_since = time.monotonic()
         self._kept.append(rollout)
-        if len(self._kept) >= _KEPT_AT_ONCE or time.monotonic() - self._kept_since > _KEPT_SECONDS:
+
+    def deliver_if_due(self) -> None:
+        """Hand finished rows over once they are many or have waited for long."""
+        if len(self._kept) >= _KEPT_AT_ONCE or (self._kept and time.monotonic() - self._kept_since > _KEPT_SECONDS):
             self._deliver()
 
     def end(self, state: JobState, message: str = "") -> None:
@@ -151,7 +156,9 @@ class Job:
             return
         try:
             self._on_rollouts(rollouts)
-        except BackendError as fault:
+        except Exception as fault:  # whatever keeps them must not end the model's thread
+            if not isinstance(fault, BackendError):
+                _log.exception("Answers could not be kept")
             self.message = f"The answers are not saved. {fault}"
 
 

@@ -36,31 +36,34 @@ class Piece:
 
 
 class KeyValueCache:
-    """Keys and values of all layers, (layers, slots, positions, keys then values); grows on demand, unwritten parts are zero."""
+    """Keys and values of all layers, (layers, slots, positions, keys then values); grows and shrinks on demand, unwritten parts are zero."""
 
     def __init__(self, shape: LlamaShape, dtype: torch.dtype) -> None:
         self._shape = shape
         self._dtype = dtype
         self.values = torch.zeros(shape.n_layers, 0, 0, 2 * shape.kv_width, dtype=dtype)
 
-    def reserve(self, n_slots: int, n_positions: int) -> None:
-        """Have room for so many rows of such a length."""
+    def fit(self, n_slots: int, n_positions: int) -> None:
+        """Have room for so many rows of such a length, and not much more than four times as much."""
         _, slots, positions, width = self.values.shape
-        if n_slots <= slots and n_positions <= positions:
+        wanted_slots, wanted_positions = -(-n_slots // _SLOTS) * _SLOTS, -(-n_positions // _POSITIONS) * _POSITIONS
+        is_enough = n_slots <= slots and n_positions <= positions
+        if is_enough and 4 * wanted_slots * wanted_positions > slots * positions:
             return
-        slots = max(slots, -(-n_slots // _SLOTS) * _SLOTS)
-        positions = max(positions, -(-n_positions // _POSITIONS) * _POSITIONS)
-        old = self.values
-        self.values = torch.zeros(self._shape.n_layers, slots, positions, width, dtype=self._dtype)
-        if old.numel():
-            self.values[:, : old.shape[1], : old.shape[2]] = old
+        if not is_enough:
+            wanted_slots, wanted_positions = max(slots, wanted_slots), max(positions, wanted_positions)
+        old = self.values[:, :wanted_slots, :wanted_positions]
+        self.values = torch.zeros(self._shape.n_layers, wanted_slots, wanted_positions, width, dtype=self._dtype)
+        self.values[:, : old.shape[1], : old.shape[2]] = old
 
     def copy(self, source: int, target: int, n_positions: int) -> None:
-        self.values[:, target, :n_positions] = self.values[:, source, :n_positions]
+        if n_positions:  # a row that was never fed may have no slot yet
+            self.values[:, target, :n_positions] = self.values[:, source, :n_positions]
 
     def clear(self, slot: int, n_positions: int) -> None:
         """Zero a slot: what is masked is still multiplied, and must not be infinite."""
-        self.values[:, slot, :n_positions] = 0
+        if n_positions:
+            self.values[:, slot, :n_positions] = 0
 
 
 class LlamaForward:

@@ -86,7 +86,7 @@ class Residents:
                 del self._bases[known]  # the record or the files have changed
         needed = estimate_base(record)
         check_fits(needed, self.budget, record.title)
-        if not self._make_room(needed, keep=keep):
+        if not self.make_room(needed, keep=keep):
             return None
         tokenizer = ChatTokenizer.load(folder)
         decoder = _load(folder, record, tokenizer.stop_ids)
@@ -115,7 +115,7 @@ class Residents:
                 return None  # its files have changed; the rows at work end first
             del base.adapters[organism.key]
         check_fits(base.decoder.n_bytes + estimate_adapter(organism), self.budget, f"{organism.title} and its base")
-        if not self._make_room(estimate_adapter(organism), keep=[*keep, base], keep_adapters={id(base): keep_adapters}):
+        if not self.make_room(estimate_adapter(organism), keep=[*keep, base], keep_adapters={id(base): keep_adapters}):
             return None
         adapter = load_adapter(folder)
         check_adapter_fits(adapter, base.decoder.linear_shapes, adapter_name=organism.key, base_name=base.record.key)
@@ -124,7 +124,7 @@ class Residents:
         base.adapters[organism.key] = ResidentAdapter(prepared, prepared.n_bytes, weights)
         return base.adapters[organism.key]
 
-    def _make_room(self, needed: int, *, keep: Collection[ResidentBase], keep_adapters: dict[int, Collection[str]] | None = None) -> bool:
+    def make_room(self, needed: int, *, keep: Collection[ResidentBase], keep_adapters: dict[int, Collection[str]] | None = None) -> bool:
         """Drop what is not at work, least recently used first, until ``needed`` bytes fit; False if they do not."""
         while self.total_bytes + needed > self.budget:
             idle_base = next((record for record, base in self._bases.items() if base not in keep), None)

@@ -5,6 +5,7 @@ jobs at once: see ``worker``.
 """
 
 import atexit
+import logging
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -22,8 +23,10 @@ from backend.text.chat import ChatTokenizer, Message
 
 if TYPE_CHECKING:
     from backend.generation.residents import Residents
+    from backend.generation.worker import Worker
 
 MAX_ROWS = 20_000
+_log = logging.getLogger(__name__)
 
 
 class ModelService:
@@ -69,8 +72,11 @@ class ModelService:
                 prompts[base.key, row.messages] = self._encode(base, row)
             ids = prompts[base.key, row.messages]
             room = min(base.context_length, len(ids) + row.sampling.max_new_tokens)
-            check_fits(estimate_base(base) + estimate_row(base, room), self.budget, "One answer of this length")
+            needed = estimate_base(base) + estimate_row(base, room) + (estimate_adapter(organism) if organism else 0)
+            check_fits(needed, self.budget, "One answer of this length")
             progress.append(RowProgress(row, base, organism, ids))
+        order = {base: i for i, base in enumerate(dict.fromkeys(p.base for p in progress))}
+        progress.sort(key=lambda p: order[p.base])  # models that do not fit together are loaded once each
         job = Job(progress, on_rollouts, owner)
         with self._wake:
             if self._closed:
@@ -113,23 +119,30 @@ class ModelService:
     def _work(self) -> None:
         with self._wake:
             self._wake.wait_for(lambda: self._is_wanted or self._closed)
-        if not self._is_wanted:
-            return
+        worker: Worker | None = None
+        while True:
+            jobs = self.jobs.live()
+            try:
+                if worker is None:
+                    worker = self._new_worker()
+                worker.turn(jobs)
+            except Exception as fault:  # the thread must live on, whatever happens in a turn
+                _log.exception("The model service starts over")
+                worker = None
+                for job in jobs:
+                    job.stop_rows()
+                    job.end("failed", f"The model service failed ({type(fault).__name__}) and has started over. The log has details; ask again.")
+            with self._wake:
+                self._wake.wait_for(lambda: self.jobs.live() or self._closed)
+                if self._closed and not self.jobs.live():
+                    return
+
+    def _new_worker(self) -> "Worker":
         from backend.generation.residents import Residents  # torch comes with them
         from backend.generation.worker import Worker
 
         self._residents = Residents(self.budget)
-        worker = Worker(self._residents)
-        while True:
-            with self._wake:
-                self._wake.wait_for(lambda: self.jobs.live() or self._closed)
-            jobs = self.jobs.live()
-            if not jobs:
-                return
-            for job in jobs:
-                if job.is_orphan:
-                    job.cancel()
-            worker.turn(jobs)
+        return Worker(self._residents)
 
 
 def _resolve(registry: Registry, variant: str, dtype: Dtype | None) -> tuple[BaseModel, Organism | None]:

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from backend.errors import BackendError
+from backend.errors import BackendError, MemoryBudgetError
 from backend.generation.decoder import Batch, DecoderRow, RowState
 from backend.generation.jobs import Job, RowProgress
 from backend.generation.records import Rollout
@@ -20,6 +20,7 @@ from backend.text.chat import AnswerStream
 
 MAX_RUNNING = 48  # rows; more make each slower and no more tokens in all
 MAX_RUNNING_OF_OWNER = 32
+PATIENCE = 5.0  # seconds that a job waits for room while others go on starting rows
 _log = logging.getLogger(__name__)
 
 
@@ -52,6 +53,8 @@ class Worker:
     def __init__(self, residents: Residents) -> None:
         self._residents = residents
         self._open: list[_Open] = []
+        self._refused: dict[Job, float] = {}
+        """Jobs whose next row found no room, with the time of the first refusal."""
 
     @property
     def has_work(self) -> bool:
@@ -64,7 +67,8 @@ class Worker:
             jobs: All that have not ended, oldest first; those that are through are ended.
         """
         for job in jobs:
-            if job.stop_asked:
+            if job.stop_asked or job.is_orphan:
+                job.cancel()
                 self._stop_unanswered(job)
         self._admit([job for job in jobs if not job.stop_asked])
         for opened in list(self._open):
@@ -78,24 +82,36 @@ class Worker:
                     self._fail(job, fault)
         self._open = [o for o in self._open if o.rows]
         for job in jobs:
+            job.deliver_if_due()
             if job.is_live and job.n_done == len(job.rows) and not self._rows_of(job):
                 job.end("stopped" if job.stop_asked else "done")
 
     def _admit(self, jobs: list[Job]) -> None:
         in_groups = {id(r.job) for o in self._open if not o.base.decoder.refills for r in o.rows}  # a group ends before the job's next begins
         waiting = [job for job in jobs if id(job) not in in_groups and job.n_started < len(job.rows)]
+        self._refused = {job: since for job, since in self._refused.items() if job in waiting}
         while waiting and not any(o.batch.is_full for o in self._open):
             running = [r.job for o in self._open for r in o.rows]
             by_owner, by_job = Counter(job.owner for job in running), Counter(map(id, running))
-            job = min(waiting, key=lambda job: (by_owner[job.owner], by_job[id(job)], job.created))
+            if not running and self._refused:
+                job = min(self._refused, key=self._refused.__getitem__)  # whoever has waited longest for room
+            else:
+                job = min(waiting, key=lambda job: (by_owner[job.owner], by_job[id(job)], job.created))
             if len(running) >= MAX_RUNNING or by_owner[job.owner] >= MAX_RUNNING_OF_OWNER:
                 return
             try:
-                if not self._start(job):
-                    return
+                if self._start(job):
+                    self._refused.pop(job, None)
+                elif not self._open:
+                    raise MemoryBudgetError("This request does not fit into the memory budget. Choose fewer tokens or a smaller model.")
+                elif time.monotonic() - self._refused.setdefault(job, time.monotonic()) > PATIENCE:
+                    return  # the others end what they have at work, then there is room
+                else:
+                    waiting.remove(job)
             except Exception as fault:
                 if not isinstance(fault, BackendError):
                     _log.exception("A row could not be started")
+                self._refused.pop(job, None)
                 self._fail(job, fault)
             waiting = [job for job in waiting if job.is_live and job.n_started < len(job.rows)]
 
@@ -111,7 +127,7 @@ class Worker:
             in_use = {r.progress.organism.key for o in self._open if o.base is base for r in o.rows if r.progress.organism}
             adapter = self._residents.adapter(base, progress.organism, at_work, in_use)
         opened = next((o for o in self._open if o.base is base), None)
-        if base is None or (progress.organism is not None and adapter is None) or not self._has_room(opened, progress):
+        if base is None or (progress.organism is not None and adapter is None) or not self._has_room(base, progress):
             job.state = "queued" if job.started is None else job.state
             return False
         if opened is None:
@@ -128,12 +144,13 @@ class Worker:
         job.begin_next()
         return True
 
-    def _has_room(self, opened: _Open | None, progress: RowProgress) -> bool:
-        """Whether the cache of keys and values has room for one more row, as long as the longest."""
-        if opened is None:
-            return True  # the service refused what does not fit alone
-        longest = max(p.n_tokens for p in (progress, *(r.progress for r in opened.rows)))
-        return self._residents.total_bytes + (len(opened.rows) + 1) * estimate_row(progress.base, longest) <= self._residents.budget
+    def _has_room(self, base: ResidentBase, progress: RowProgress) -> bool:
+        """Whether the caches of keys and values have room for one more row, each row as long as its batch's longest."""
+        rows = {id(base): (base, [progress])}
+        for opened in self._open:
+            rows.setdefault(id(opened.base), (opened.base, []))[1].extend(r.progress for r in opened.rows)
+        needed = sum(len(at_work) * estimate_row(b.record, max(p.n_tokens for p in at_work)) for b, at_work in rows.values())
+        return self._residents.make_room(needed, keep=[b for b, _ in rows.values()])
 
     def _note(self, opened: _Open, state: RowState) -> None:
         """A row got a token, ended its answer, or was read by the base model."""

@@ -10,7 +10,7 @@ from backend.models.machine import device
 from backend.models.records import BaseModel, Organism
 
 _BYTES = {"float32": 4, "bfloat16": 2}
-_OVERHEAD = 1.10  # buffers and allocator, measured on the embedded model: 1.05-1.10 of the weights
+_OVERHEAD = {"cpu": 1.25, "cuda": 1.10}  # of the weights: buffers; on a processor also a second, repacked copy of tied embeddings
 _SHARE = 0.6  # of the memory that is free
 _SHARE_OF_GPU = 0.9
 
@@ -47,7 +47,7 @@ def budget() -> int:
 
 def estimate_base(model: BaseModel) -> int:
     """Bytes of a loaded base model."""
-    return int(model.n_parameters * _BYTES[model.dtype] * _OVERHEAD)
+    return int(model.n_parameters * _BYTES[model.dtype] * _OVERHEAD[device()])
 
 
 def estimate_adapter(organism: Organism) -> int:
