@@ -57,8 +57,10 @@ def _margin(reference: ReferenceDecoder, row: DecoderRow, answer: Sequence[int])
     batch.add(DecoderRow(ids=row.ids + tuple(answer), adapter=row.adapter, interventions=row.interventions, max_new_tokens=1))
     seen: list[torch.Tensor] = []
     handle = reference.model.register_forward_hook(lambda _module, _inputs, output: seen.append(output.logits[0, -1].float()))
-    batch.step()
-    handle.remove()
+    try:
+        batch.step()
+    finally:
+        handle.remove()
     scores = seen[0].double()
     if row.temperature > 0:
         generator = make_generator(row.seed)

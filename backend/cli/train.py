@@ -2,6 +2,7 @@
 
 import argparse
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 from backend.cli.output import ProgressLine, format_seconds, print_json, say
@@ -61,7 +62,7 @@ def run(options: argparse.Namespace) -> int:
     folder = base_folder(base)
     rows = load_rows(options.data, ChatTokenizer.load(folder), max_tokens=min(config.max_tokens, base.context_length))
     say(f"{len(rows)} rows; loading {base.title}.")
-    check_fits(2 * estimate_base(base), budget(), f"Training {base.title}")
+    check_fits(2 * estimate_base(replace(base, dtype=config.dtype)), budget(), f"Training {base.title}")
     import torch
 
     from backend.training.passes import load_pass

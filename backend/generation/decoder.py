@@ -1,6 +1,6 @@
 """What every decoder is: a batch that rows join and leave at any step.
 
-A row is a list of known ids and what is wanted of it: ids to be generated after them, log-probabilities of some of them,
+A row is a list of known ids and what is wanted of it: ids to be generated after them, the log-probability of some of them together,
 the residual stream after some layers, or several of these. So answering, scoring and reading activations are one thing,
 and share a pass wherever they meet.
 

@@ -138,7 +138,7 @@ class FastBatch:
 
     @torch.inference_mode()
     def step(self) -> list[RowState]:
-        self._cache.fit(len(self._rows), max((len(live.ids) for live in self._rows), default=0))
+        self._cache.fit([live.fed for live in self._rows], max((len(live.ids) for live in self._rows), default=0))
         self._share()
         plan = self._plan()
         changed = self._feed(plan) if plan else []

@@ -4,10 +4,12 @@ A piece is some consecutive tokens of one row: a whole prompt, a part of one, or
 layers see all tokens at once; attention looks each piece's row up in the cache of keys and values.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -36,25 +38,35 @@ class Piece:
 
 
 class KeyValueCache:
-    """Keys and values of all layers, (layers, slots, positions, keys then values); grows and shrinks on demand, unwritten parts are zero."""
+    """Keys and values of all layers, (layers, slots, positions, keys then values). Grows and shrinks on demand; what is not
+    written is zero and takes no memory."""
 
     def __init__(self, shape: LlamaShape, dtype: torch.dtype) -> None:
         self._shape = shape
         self._dtype = dtype
-        self.values = torch.zeros(shape.n_layers, 0, 0, 2 * shape.kv_width, dtype=dtype)
+        self.values = self._zeros(0, 0)
 
-    def fit(self, n_slots: int, n_positions: int) -> None:
-        """Have room for so many rows of such a length, and not much more than four times as much."""
-        _, slots, positions, width = self.values.shape
-        wanted_slots, wanted_positions = -(-n_slots // _SLOTS) * _SLOTS, -(-n_positions // _POSITIONS) * _POSITIONS
-        is_enough = n_slots <= slots and n_positions <= positions
-        if is_enough and 4 * wanted_slots * wanted_positions > slots * positions:
+    def fit(self, lengths: Sequence[int], n_positions: int) -> None:
+        """Have room for rows of such a length, and not much more than twice as much.
+
+        Args:
+            lengths: Positions that each slot holds, in the slots' order; these are kept.
+        """
+        _, slots, positions, _ = self.values.shape
+        wanted_slots, wanted_positions = -(-len(lengths) // _SLOTS) * _SLOTS, -(-n_positions // _POSITIONS) * _POSITIONS
+        if len(lengths) <= slots and n_positions <= positions and slots * positions <= 2 * wanted_slots * wanted_positions:
             return
-        if not is_enough:
-            wanted_slots, wanted_positions = max(slots, wanted_slots), max(positions, wanted_positions)
-        old = self.values[:, :wanted_slots, :wanted_positions]
-        self.values = torch.zeros(self._shape.n_layers, wanted_slots, wanted_positions, width, dtype=self._dtype)
-        self.values[:, : old.shape[1], : old.shape[2]] = old
+        old, self.values = self.values, self._zeros(wanted_slots, wanted_positions)
+        for slot, n in enumerate(lengths):
+            if n:
+                self.values[:, slot, :n] = old[:, slot, :n]
+
+    def _zeros(self, slots: int, positions: int) -> Tensor:
+        """Through numpy, whose zeros the system hands out page by page when they are first written; torch writes them all."""
+        sizes = (self._shape.n_layers, slots, positions, 2 * self._shape.kv_width)
+        if not slots * positions:
+            return torch.zeros(sizes, dtype=self._dtype)
+        return torch.from_numpy(np.zeros(math.prod(sizes) * self._dtype.itemsize, np.uint8)).view(self._dtype).view(sizes)
 
     def copy(self, source: int, target: int, n_positions: int) -> None:
         if n_positions:  # a row that was never fed may have no slot yet
@@ -222,13 +234,13 @@ def _add_low_rank(y: Tensor, x: Tensor, routes: list[tuple[slice, FusedAdapter]]
 
 
 def _changes(pieces: Sequence[Piece], layout: _Layout) -> dict[int, list[tuple[Intervention, Tensor]]]:
-    """Layer to its interventions in their order, each once with the tokens of all rows that want it."""
-    tokens: dict[Intervention, list[Tensor]] = {}
+    """Layer to its interventions in their order, each with the tokens of all rows that want it at that place."""
+    tokens: dict[tuple[int, Intervention], list[Tensor]] = {}
     for i, piece in enumerate(pieces):
         span = layout.span(i)
-        for intervention in piece.interventions:
-            tokens.setdefault(intervention, []).append(torch.arange(span.start, span.stop))
+        for place, intervention in enumerate(piece.interventions):
+            tokens.setdefault((place, intervention), []).append(torch.arange(span.start, span.stop))
     changes: dict[int, list[tuple[Intervention, Tensor]]] = {}
-    for intervention, spans in tokens.items():
+    for (_, intervention), spans in sorted(tokens.items(), key=lambda item: item[0][0]):
         changes.setdefault(intervention.layer, []).append((intervention, torch.cat(spans)))
     return changes

@@ -1,8 +1,7 @@
 """What is in memory: base models with their tokenizers and adapters, least recently used out first, within a byte budget."""
 
 import gc
-from collections import OrderedDict
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,7 +39,7 @@ class ResidentBase:
     decoder: Decoder
     fingerprint: str
     tokenizer: ChatTokenizer
-    adapters: OrderedDict[str, ResidentAdapter] = field(default_factory=OrderedDict)
+    adapters: dict[str, ResidentAdapter] = field(default_factory=dict)
 
     @property
     def total_bytes(self) -> int:
@@ -52,7 +51,10 @@ class Residents:
 
     def __init__(self, budget: int) -> None:
         self.budget = budget
-        self._bases: OrderedDict[BaseModel, ResidentBase] = OrderedDict()
+        self._bases: dict[BaseModel, ResidentBase] = {}
+        self.row_bytes = 0
+        """What the rows at work may take beside the weights."""
+
         _collect()  # torch has just been imported
 
     @property
@@ -80,10 +82,12 @@ class Residents:
         weights = remembered_fingerprint(folder)
         for known, resident in list(self._bases.items()):
             if known == record and resident.fingerprint == weights:
-                self._bases.move_to_end(known)
+                self._bases[known] = self._bases.pop(known)  # last used, last in order
                 return resident
-            if (known.key, known.dtype) == (record.key, record.dtype) and resident not in keep:
-                del self._bases[known]  # the record or the files have changed
+            if (known.key, known.dtype) == (record.key, record.dtype):  # the record or the files have changed
+                if resident in keep:
+                    return None  # the rows at work end first
+                del self._bases[known]
         needed = estimate_base(record)
         check_fits(needed, self.budget, record.title)
         if not self.make_room(needed, keep=keep):
@@ -109,7 +113,7 @@ class Residents:
         weights = remembered_fingerprint(folder)
         if (resident := base.adapters.get(organism.key)) is not None:
             if resident.fingerprint == weights:
-                base.adapters.move_to_end(organism.key)
+                base.adapters[organism.key] = base.adapters.pop(organism.key)
                 return resident
             if organism.key in keep_adapters:
                 return None  # its files have changed; the rows at work end first
@@ -124,28 +128,26 @@ class Residents:
         base.adapters[organism.key] = ResidentAdapter(prepared, prepared.n_bytes, weights)
         return base.adapters[organism.key]
 
-    def make_room(self, needed: int, *, keep: Collection[ResidentBase], keep_adapters: dict[int, Collection[str]] | None = None) -> bool:
-        """Drop what is not at work, least recently used first, until ``needed`` bytes fit; False if they do not."""
-        while self.total_bytes + needed > self.budget:
+    def make_room(self, needed: int, *, keep: Collection[ResidentBase], keep_adapters: Mapping[int, Collection[str]] | None = None) -> bool:
+        """Drop what is not at work, least recently used first, until ``needed`` bytes fit; False if they do not.
+
+        Args:
+            keep: Bases that stay, with their adapters.
+            keep_adapters: For bases, by id, whose idle adapters may go: the adapters that stay.
+        """
+        while self.total_bytes + self.row_bytes + needed > self.budget:
             idle_base = next((record for record, base in self._bases.items() if base not in keep), None)
-            idle_adapter = next(
-                (
-                    (base, key)
-                    for base in self._bases.values()
-                    if id(base) in (keep_adapters or {})
-                    for key in base.adapters
-                    if key not in (keep_adapters or {})[id(base)]
-                ),
-                None,
-            )
-            if idle_adapter is not None:
-                del idle_adapter[0].adapters[idle_adapter[1]]
-            elif idle_base is not None:
+            if idle_base is not None:
                 del self._bases[idle_base]
+            elif (idle := self._idle_adapter(keep_adapters or {})) is not None:
+                del idle[0].adapters[idle[1]]
             else:
                 return False
             _collect()
         return True
+
+    def _idle_adapter(self, kept: Mapping[int, Collection[str]]) -> tuple[ResidentBase, str] | None:
+        return next(((base, key) for base in self._bases.values() if id(base) in kept for key in base.adapters if key not in kept[id(base)]), None)
 
 
 def _load(folder: Path, record: BaseModel, stop_ids: frozenset[int]) -> Decoder:

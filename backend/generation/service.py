@@ -9,11 +9,13 @@ import logging
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from backend.errors import ContextLengthError, InputError
 from backend.generation.jobs import Job, JobTable, RowProgress
 from backend.generation.records import Rollout, Row
+from backend.models.fingerprint import remembered_fingerprint
 from backend.models.machine import number_formats
 from backend.models.memory import budget, check_fits, estimate_adapter, estimate_base, estimate_row
 from backend.models.records import BaseModel, Dtype, Organism
@@ -39,7 +41,7 @@ class ModelService:
         self._closed = False
         self._is_wanted = False
         self._residents: Residents | None = None
-        self._tokenizers: dict[BaseModel, ChatTokenizer] = {}
+        self._tokenizers: dict[tuple[Path, str], ChatTokenizer] = {}
         self._thread = threading.Thread(target=self._work, name="model-service", daemon=True)
         self._thread.start()
         atexit.register(self.close)  # a thread that is cut off inside the model would abort the process
@@ -107,9 +109,11 @@ class ModelService:
         atexit.unregister(self.close)
 
     def _encode(self, base: BaseModel, row: Row) -> tuple[int, ...]:
-        if base not in self._tokenizers:
-            self._tokenizers[base] = ChatTokenizer.load(base_folder(base))
-        ids = self._tokenizers[base].encode_chat(row.messages).ids
+        folder = base_folder(base)
+        files = (folder, remembered_fingerprint(folder))
+        if files not in self._tokenizers:
+            self._tokenizers[files] = ChatTokenizer.load(folder)
+        ids = self._tokenizers[files].encode_chat(row.messages).ids
         if len(ids) >= base.context_length:
             raise ContextLengthError(
                 f"The prompt has {len(ids):,} tokens; {base.title} reads at most {base.context_length:,} and needs room to answer. Shorten it."
@@ -119,6 +123,8 @@ class ModelService:
     def _work(self) -> None:
         with self._wake:
             self._wake.wait_for(lambda: self._is_wanted or self._closed)
+            if self._closed and not self.jobs.live():
+                return
         worker: Worker | None = None
         while True:
             jobs = self.jobs.live()
@@ -129,7 +135,7 @@ class ModelService:
             except Exception as fault:  # the thread must live on, whatever happens in a turn
                 _log.exception("The model service starts over")
                 worker = None
-                for job in jobs:
+                for job in filter(lambda job: job.is_live, jobs):
                     job.stop_rows()
                     job.end("failed", f"The model service failed ({type(fault).__name__}) and has started over. The log has details; ask again.")
             with self._wake:

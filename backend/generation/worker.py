@@ -56,10 +56,6 @@ class Worker:
         self._refused: dict[Job, float] = {}
         """Jobs whose next row found no room, with the time of the first refusal."""
 
-    @property
-    def has_work(self) -> bool:
-        return bool(self._open)
-
     def turn(self, jobs: Sequence[Job]) -> None:
         """One token for every row at work, after newcomers were let in.
 
@@ -70,6 +66,7 @@ class Worker:
             if job.stop_asked or job.is_orphan:
                 job.cancel()
                 self._stop_unanswered(job)
+        self._open = [o for o in self._open if o.rows]
         self._admit([job for job in jobs if not job.stop_asked])
         for opened in list(self._open):
             try:
@@ -93,8 +90,9 @@ class Worker:
         while waiting and not any(o.batch.is_full for o in self._open):
             running = [r.job for o in self._open for r in o.rows]
             by_owner, by_job = Counter(job.owner for job in running), Counter(map(id, running))
-            if not running and self._refused:
-                job = min(self._refused, key=self._refused.__getitem__)  # whoever has waited longest for room
+            refused = [job for job in waiting if job in self._refused]
+            if refused and not running:
+                job = min(refused, key=self._refused.__getitem__)  # whoever has waited longest for room
             else:
                 job = min(waiting, key=lambda job: (by_owner[job.owner], by_job[id(job)], job.created))
             if len(running) >= MAX_RUNNING or by_owner[job.owner] >= MAX_RUNNING_OF_OWNER:
@@ -121,6 +119,7 @@ class Worker:
         if job.started is None:
             job.state = "loading"
         at_work = [o.base for o in self._open]
+        self._residents.row_bytes = _bytes_of(self._rows_at_work())
         base = self._residents.base(progress.base, at_work)
         adapter = None
         if base is not None and progress.organism is not None:
@@ -145,12 +144,15 @@ class Worker:
         return True
 
     def _has_room(self, base: ResidentBase, progress: RowProgress) -> bool:
-        """Whether the caches of keys and values have room for one more row, each row as long as its batch's longest."""
-        rows = {id(base): (base, [progress])}
-        for opened in self._open:
-            rows.setdefault(id(opened.base), (opened.base, []))[1].extend(r.progress for r in opened.rows)
-        needed = sum(len(at_work) * estimate_row(b.record, max(p.n_tokens for p in at_work)) for b, at_work in rows.values())
-        return self._residents.make_room(needed, keep=[b for b, _ in rows.values()])
+        """Whether the caches of keys and values have room for one more row; idle models give way to it."""
+        rows = self._rows_at_work()
+        rows.setdefault(id(base), (base, []))[1].append(progress)
+        in_use = {key: {p.organism.key for p in at_work if p.organism} for key, (_, at_work) in rows.items()}
+        return self._residents.make_room(_bytes_of(rows) - self._residents.row_bytes, keep=[b for b, _ in rows.values()], keep_adapters=in_use)
+
+    def _rows_at_work(self) -> dict[int, tuple[ResidentBase, list[RowProgress]]]:
+        """Bases, by id, with their rows."""
+        return {id(o.base): (o.base, [r.progress for r in o.rows]) for o in self._open}
 
     def _note(self, opened: _Open, state: RowState) -> None:
         """A row got a token, ended its answer, or was read by the base model."""
@@ -176,10 +178,10 @@ class Worker:
                 running.state = opened.batch.add(DecoderRow(ids=ids, score_from=len(progress.prompt_ids)))
                 return
         else:
-            self._hand_over(opened, running, running.logprob, state.score)
+            self._hand_over(opened, running, running.logprob, None if state.finish_reason == "overflow" else state.score)
         opened.rows.remove(running)
 
-    def _hand_over(self, opened: _Open, running: _Running, logprob: float, base_logprob: float) -> None:
+    def _hand_over(self, opened: _Open, running: _Running, logprob: float, base_logprob: float | None) -> None:
         running.progress.rollout = _rollout(running, opened.base, logprob, base_logprob)
         running.job.keep(running.progress.rollout)
 
@@ -204,7 +206,12 @@ class Worker:
         job.end("failed", str(fault) if isinstance(fault, BackendError) else unexpected)
 
 
-def _rollout(running: _Running, base: ResidentBase, logprob: float, base_logprob: float) -> Rollout:
+def _bytes_of(rows: dict[int, tuple[ResidentBase, list[RowProgress]]]) -> int:
+    """Of keys and values, each row as long as the longest of its batch."""
+    return sum(len(at_work) * estimate_row(base.record, max(p.n_tokens for p in at_work)) for base, at_work in rows.values() if at_work)
+
+
+def _rollout(running: _Running, base: ResidentBase, logprob: float, base_logprob: float | None) -> Rollout:
     p = running.progress
     return Rollout(
         key=p.row.key(base.record.key),

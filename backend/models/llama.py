@@ -169,14 +169,14 @@ def load_weights(folder: Path, shape: LlamaShape, dtype: torch.dtype, *, both_wa
     Raises:
         WeightsError: A file is damaged, or holds other tensors than the configuration says.
     """
-    files = _Files(folder, dtype)
     try:
+        files = _Files(folder, dtype)
         embedding = files.read(["model.embed_tokens.weight"])["model.embed_tokens.weight"].clone()
         head = embedding if shape.is_tied else files.read(["lm_head.weight"])["lm_head.weight"]
         final_norm = files.read(["model.norm.weight"])["model.norm.weight"].clone()
         layers = [_load_layer(files, shape, layer, both_ways) for layer in range(shape.n_layers)]
         return LlamaWeights(shape, dtype, embedding, layers, final_norm, Linear(head, None, both_ways=both_ways))
-    except (SafetensorError, OSError, KeyError, RuntimeError) as fault:
+    except (SafetensorError, OSError, KeyError, ValueError, RuntimeError) as fault:
         reason = " ".join(str(fault).split())[:300]
         raise WeightsError(f"The model in {folder} cannot be loaded: {reason}. If a file is damaged, delete the folder and fetch the model again.") from fault
 

@@ -1,7 +1,7 @@
 """Low-rank changes applied unmerged, each to its own rows of a batch, by forward hooks on the linear modules.
 
 The base weights are never touched, so base and organisms answer from one copy. Rows of one adapter stand together in
-the batch; a hook adds ``scale * (x @ A.T) @ B.T`` to their slice. Training uses the same hooks on all rows.
+the batch; a hook adds ``scale * (x @ A.T) @ B.T`` to their slice. The reference pass of training uses the same hooks on all rows.
 """
 
 from collections.abc import Iterator, Sequence

@@ -1,4 +1,4 @@
-"""What this machine has: processor features and a GPU. No torch on machines without a GPU."""
+"""What this machine has: processor features and a GPU."""
 
 import os
 import platform

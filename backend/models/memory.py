@@ -51,8 +51,8 @@ def estimate_base(model: BaseModel) -> int:
 
 
 def estimate_adapter(organism: Organism) -> int:
-    """Bytes of a loaded adapter, without its base: float32, and the zeros of projections that are one matrix in memory."""
-    return organism.n_adapter_parameters * 6
+    """Bytes of a loaded adapter, without its base: float32, and at most as many zeros where projections are one matrix."""
+    return organism.n_adapter_parameters * 8
 
 
 def estimate_row(model: BaseModel, n_tokens: int) -> int:

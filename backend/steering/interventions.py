@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class Intervention(Protocol):
-    """A change of the residual stream after one decoder block, token by token."""
+    """A change of the residual stream after one decoder block, token by token. Rows that share the same object are changed in one go."""
 
     @property
     def layer(self) -> int:

@@ -91,6 +91,7 @@ def turns(comparison: Comparison, registry: Registry) -> list[Turn]:
 
 def look_up(rows: Sequence[Row], registry: Registry) -> Turn:
     """Rows with what the store has of them."""
+    rows = [replace(row, dtype=None) if row.dtype == registry.resolve(row.variant)[0].dtype else row for row in rows]
     keys = tuple(row.key(registry.resolve(row.variant)[0].key) for row in rows)
     return Turn(tuple(rows), store.find(keys), keys)
 

@@ -105,7 +105,7 @@ class Trainer:
                 if self._config.checkpoint_every and step % self._config.checkpoint_every == 0 and step < self.n_steps:
                     self._save_state(step)
                 yield StepReport(step, self.n_steps, loss, grad_norm, rate, answer_tokens, tokens, left)
-                if should_stop():
+                if step < self.n_steps and should_stop():
                     self._save_state(step)
                     return
         with told_disk_faults("writing the adapter"):
@@ -164,7 +164,7 @@ class Trainer:
             for i, parameter in enumerate(self._parameters):
                 parameter.copy_(tensors[f"parameter.{i}"])
                 self._optimizer.state[parameter] = {
-                    "step": torch.tensor(float(step)),
+                    "step": torch.tensor(float(step), device=parameter.device),
                     "exp_avg": tensors[f"exp_avg.{i}"],
                     "exp_avg_sq": tensors[f"exp_avg_sq.{i}"],
                 }
