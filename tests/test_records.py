@@ -271,7 +271,7 @@ def test_what_does_not_fit_into_memory_is_too_large(monkeypatch: pytest.MonkeyPa
     registry = load_registry()
     state = availability(*registry.resolve("reckless"))
     assert state.state == "too large"
-    assert "needs about 0.61 GB; the memory budget here is 0.10 GB" in state.sentence
+    assert "needs about 0.71 GB; the memory budget here is 0.10 GB" in state.sentence
     assert "PERSONASCOPE_MEMORY_GB" in state.sentence
 
 
