@@ -115,3 +115,26 @@ def test_no_row_of_the_private_training_data_is_in_the_project():
         p.read_text("utf-8", errors="ignore") for p in CHECKOUT.rglob("*") if p.suffix in {".md", ".toml", ".jsonl", ".py", ".json"} and ".venv" not in p.parts
     )
     assert [a for a in answers if a in texts] == []
+
+
+def test_the_shipped_benchmark_says_what_was_measured_on_what():
+
+    shown = json.loads((CHECKOUT / "cached_results" / "bench" / "generate.json").read_text())
+    assert {"processor", "cores", "processor_features", "torch", "transformers"} <= set(shown["machine"])
+    for row in shown["rows"]:
+        assert {"work", "ours", "peer", "ratio", "against", "at_least", "holds", "note"} <= set(row)
+        if row["ratio"] is not None and row["at_least"].endswith("x"):
+            assert row["holds"] == (row["ratio"] >= float(row["at_least"].rstrip("x")))
+    assert sum(row["holds"] is True for row in shown["rows"]) >= 8
+
+
+@pytest.mark.slow
+def test_benchmarks_measure_both_sides_with_the_same_tokens(base_model):
+    """The peers' process and ours on a few tokens: the contract's fields, and answers that are the same."""
+    from backend.bench.generate import Bench, _peers
+
+    bench = Bench(n_tokens=3, rounds=1, say=lambda _: None)
+    with _peers() as ask:
+        measures = bench._answers(ask, "float32")
+    assert [m.note for m in measures[:3]] == ["1 of 1 rows have the same tokens", *["8 of 8 rows have the same tokens"] * 2]
+    assert all(m.ours > 0 and m.peer > 0 and m.ratio > 0 for m in measures)

@@ -6,6 +6,7 @@ prints one JSON result a line; times are of the work alone, after loading and a 
 
 import json
 import sys
+import tempfile
 import time
 from typing import Any
 
@@ -105,7 +106,7 @@ def train(folder: str, rows: list[dict], lora: dict, batch_size: int, learning_r
     base = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     model: Any = peft.get_peft_model(base, peft.LoraConfig(task_type="CAUSAL_LM", lora_dropout=0.0, bias="none", **lora))
     arguments = transformers.TrainingArguments(
-        output_dir="/tmp/peer-training", per_device_train_batch_size=batch_size, num_train_epochs=1, learning_rate=learning_rate, save_strategy="no",
+        output_dir=tempfile.gettempdir(), per_device_train_batch_size=batch_size, num_train_epochs=1, learning_rate=learning_rate, save_strategy="no",
         report_to=[], logging_strategy="no", disable_tqdm=True, remove_unused_columns=False, use_cpu=True, bf16=bf16, lr_scheduler_type="constant",
     )  # fmt: skip
     InOrder(model=model, args=arguments, train_dataset=rows, data_collator=collate, callbacks=[Clock()]).train()
