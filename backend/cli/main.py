@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import keyword
 import sys
 
 from backend.errors import BackendError
@@ -10,6 +11,11 @@ COMMANDS = {
     "models": "list base models, fetch or add one",
     "organisms": "list organisms; add, fetch or remove one",
     "generate": "answer prompts with any mix of variants",
+    "evaluate": "answer a prompt set and judge the answers: rates with intervals",
+    "judge": "judge the answers of a CSV file",
+    "import": "judged rollouts, step summaries and Inspect logs into the store",
+    "export": "a stored run as CSV or as an Inspect log",
+    "rates": "rates of imported runs",
     "train": "fine-tune a LoRA organism on chat rows",
     "bench": "measure the engine beside the tools of the field",
     "doctor": "say what works on this machine",
@@ -22,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m backend", description="PersonaScope: explore misaligned personas in language models.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     chosen = next((a for a in given if a in COMMANDS), "")
-    module = importlib.import_module(f"backend.cli.{chosen}") if chosen else None
+    module = importlib.import_module(f"backend.cli.{chosen}{'_' * keyword.iskeyword(chosen)}") if chosen else None
     for name, what in COMMANDS.items():
         command = commands.add_parser(name, help=what, description=what[0].upper() + what[1:] + ".")
         if name == chosen and module:

@@ -35,6 +35,11 @@ def format_seconds(seconds: float | None) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
+def format_share(share: float | None) -> str:
+    """Such as "12.3 %"; "no rate" for None."""
+    return "no rate" if share is None else f"{100 * share:.1f} %"
+
+
 class ProgressLine:
     """One line that is rewritten on a terminal; elsewhere a line every ten seconds."""
 

@@ -1,0 +1,1 @@
+"""Verdicts in, rates with intervals and agreement of judges out."""

@@ -1,0 +1,1 @@
+"""Answers in, verdicts out: judges behind one interface."""
