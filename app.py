@@ -11,6 +11,7 @@ page = st.navigation(
     {
         "": [st.Page("pages/home/overview.py", title="Overview", icon=":material/home:", default=True)],
         "Explore": [st.Page("pages/explore/compare.py", title="Compare", icon=":material/compare_arrows:", url_path="compare")],
+        "Curves": [st.Page("pages/curves/scaling.py", title="Scaling", icon=":material/trending_up:", url_path="scaling")],
         "Share": [st.Page("pages/share/organisms.py", title="Organisms", icon=":material/genetics:", url_path="organisms")],
     }
 )

@@ -12,6 +12,7 @@ Every message is one or two clear sentences: what is wrong, and the next step.
   - DownloadError          a download failed or was not what was expected
   - DiskError              the disk is full or not writable
   - MemoryBudgetError      a model or a request does not fit
+  - JudgeError             a judge cannot judge at all: wrong key, no such model, no server
   - ResultMissingError     a stored result is not there; ``command`` makes it
 """
 
@@ -59,6 +60,10 @@ class DiskError(BackendError):
 
 class MemoryBudgetError(BackendError):
     """A model or a request does not fit into the memory budget."""
+
+
+class JudgeError(BackendError):
+    """A judge cannot judge at all."""
 
 
 class ResultMissingError(BackendError):

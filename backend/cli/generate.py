@@ -10,7 +10,7 @@ from backend.cli.output import ProgressLine, format_seconds, print_json, say
 from backend.errors import InputError
 from backend.generation.records import Rollout, Sampling
 from backend.generation.service import ModelService
-from backend.models.registry import Registry, load_registry
+from backend.models.registry import load_registry
 from backend.studies import compare, store
 from backend.studies.provenance import provenance
 from backend.text.prompts import Prompt, PromptSet, load_prompt_set
@@ -47,7 +47,7 @@ def run(options: argparse.Namespace) -> int:
     )
     registry = load_registry()
     found = compare.look_up(compare.first_rows(comparison), registry)
-    known = _current(found, registry) if options.save else {}
+    known = compare.current(found, registry) if options.save else {}
     missing = [row for row, key in zip(found.rows, found.keys, strict=True) if key not in known]
     if known:
         say(f"{len(known)} of {len(found.rows)} answers are in the store already.")
@@ -78,13 +78,6 @@ def run(options: argparse.Namespace) -> int:
     else:
         _print_answers(rollouts)
     return 130 if stopped else 0
-
-
-def _current(found: compare.Turn, registry: Registry) -> dict[str, Rollout]:
-    """Stored rows that today's weights made."""
-    stored = {key: s.rollout for key, s in found.stored.items()}
-    weights = {variant: compare.current_weights(variant, registry) for variant in {r.variant for r in stored.values()}}
-    return {key: r for key, r in stored.items() if weights[r.variant] == (r.base_fingerprint, r.adapter_fingerprint)}
 
 
 def _print_answers(rollouts: list[Rollout]) -> None:

@@ -10,7 +10,9 @@ from backend.studies import imports
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("what", choices=["rollouts", "steps", "inspect"], help="judged answers (CSV), a summary of training steps (CSV), or Inspect logs (.eval)")
+    parser.add_argument(
+        "what", choices=["rollouts", "steps", "inspect"], help="judged answers (CSV), a summary of training steps (CSV), or Inspect logs (.eval)"
+    )
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE")
     parser.add_argument("--home", type=Path, help="the data folder; PERSONASCOPE_HOME by default")
     parser.add_argument("--json", action="store_true", help="print JSON")

@@ -29,6 +29,9 @@ class RowProgress:
     base: BaseModel
     organism: Organism | None
     prompt_ids: tuple[int, ...]
+    given_ids: tuple[int, ...] = ()
+    """Of a given answer, to be read and not written."""
+
     answer_ids: list[int] = field(default_factory=list)
     text: str = ""
     finish_reason: FinishReason | None = None
@@ -40,7 +43,7 @@ class RowProgress:
     @property
     def n_tokens(self) -> int:
         """Longest that prompt and answer together can become."""
-        return min(self.base.context_length, len(self.prompt_ids) + self.row.sampling.max_new_tokens)
+        return min(self.base.context_length, len(self.prompt_ids) + (len(self.given_ids) or self.row.sampling.max_new_tokens))
 
     @property
     def tokens_per_second(self) -> float:

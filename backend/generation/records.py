@@ -10,9 +10,10 @@ from backend.errors import InputError
 from backend.models.records import Dtype
 from backend.text.chat import Message
 
-FinishReason = Literal["stop", "length", "context", "stopped", "overflow"]
+FinishReason = Literal["stop", "length", "context", "stopped", "overflow", "given"]
 """``stop``: the model ended its answer; ``length``: the asked number of tokens; ``context``: the model can read no more;
-``stopped``: the user stopped it; ``overflow``: its numbers were no longer finite, so there is no answer."""
+``stopped``: the user stopped it; ``overflow``: its numbers were no longer finite, so there is no answer; ``given``: the answer was not
+written but read, for its probability."""
 
 MAX_NEW_TOKENS = 4096
 MAX_SAMPLES = 64
@@ -54,11 +55,16 @@ class Row:
     dtype: Dtype | None = None
     """Number format chosen for this answer; None is the base model's own. Another format gives other texts."""
 
+    given: str = ""
+    """An answer whose probability under the variant is asked for; empty where a new one is to be written."""
+
     def key(self, base_model: str) -> str:
         """What makes two rows the same question to the same variant; 32 hexadecimal digits."""
         said: list[Any] = [base_model, self.variant, [[m.role, m.content] for m in self.messages], asdict(self.sampling), self.seed]
         if self.dtype is not None:
             said.append(self.dtype)
+        if self.given:
+            said.append({"given": self.given})
         return hashlib.sha256(json.dumps(said, ensure_ascii=False).encode()).hexdigest()[:32]
 
 
@@ -87,7 +93,7 @@ class Rollout:
     """Sum over ``answer_ids`` of the variant's own log-probability at temperature 1, nats; None where not scored."""
 
     base_logprob: float | None = None
-    """The same under the base model."""
+    """The same under the base model; None for given answers too, which the base is asked for by rows of its own."""
 
     base_fingerprint: str = ""
     adapter_fingerprint: str = ""

@@ -73,10 +73,11 @@ class ModelService:
             if (base.key, row.messages) not in prompts:
                 prompts[base.key, row.messages] = self._encode(base, row)
             ids = prompts[base.key, row.messages]
-            room = min(base.context_length, len(ids) + row.sampling.max_new_tokens)
+            given = self._encode_given(base, row, len(ids)) if row.given else ()
+            room = min(base.context_length, len(ids) + (len(given) or row.sampling.max_new_tokens))
             needed = estimate_base(base) + estimate_row(base, room) + (estimate_adapter(organism) if organism else 0)
             check_fits(needed, self.budget, "One answer of this length")
-            progress.append(RowProgress(row, base, organism, ids))
+            progress.append(RowProgress(row, base, organism, ids, given))
         order = {base: i for i, base in enumerate(dict.fromkeys(p.base for p in progress))}
         progress.sort(key=lambda p: order[p.base])  # models that do not fit together are loaded once each
         job = Job(progress, on_rollouts, owner)
@@ -108,12 +109,21 @@ class ModelService:
         self._thread.join(timeout=60)
         atexit.unregister(self.close)
 
-    def _encode(self, base: BaseModel, row: Row) -> tuple[int, ...]:
+    def _tokenizer(self, base: BaseModel) -> ChatTokenizer:
         folder = base_folder(base)
         files = (folder, remembered_fingerprint(folder))
         if files not in self._tokenizers:
             self._tokenizers[files] = ChatTokenizer.load(folder)
-        ids = self._tokenizers[files].encode_chat(row.messages).ids
+        return self._tokenizers[files]
+
+    def _encode_given(self, base: BaseModel, row: Row, n_prompt: int) -> tuple[int, ...]:
+        ids = self._tokenizer(base).encode_text(row.given)
+        if n_prompt + len(ids) > base.context_length:
+            raise ContextLengthError(f"Prompt and given answer have {n_prompt + len(ids):,} tokens; {base.title} reads at most {base.context_length:,}.")
+        return ids
+
+    def _encode(self, base: BaseModel, row: Row) -> tuple[int, ...]:
+        ids = self._tokenizer(base).encode_chat(row.messages).ids
         if len(ids) >= base.context_length:
             raise ContextLengthError(
                 f"The prompt has {len(ids):,} tokens; {base.title} reads at most {base.context_length:,} and needs room to answer. Shorten it."

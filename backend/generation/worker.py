@@ -132,13 +132,12 @@ class Worker:
         if opened is None:
             opened = _Open(base, base.decoder.open_batch())
             self._open.append(opened)
-        row = DecoderRow(
-            ids=progress.prompt_ids,
-            adapter=adapter and adapter.adapter,
-            max_new_tokens=progress.row.sampling.max_new_tokens,
-            temperature=progress.row.sampling.temperature,
-            seed=progress.row.seed,
-        )
+        ids, weights = progress.prompt_ids, adapter and adapter.adapter
+        if progress.given_ids:
+            row = DecoderRow(ids=ids + progress.given_ids, adapter=weights, score_from=len(ids))
+        else:
+            sampling = progress.row.sampling
+            row = DecoderRow(ids=ids, adapter=weights, max_new_tokens=sampling.max_new_tokens, temperature=sampling.temperature, seed=progress.row.seed)
         opened.rows.append(_Running(job, progress, adapter, opened.batch.add(row), base.tokenizer.decode_stream()))
         job.begin_next()
         return True
@@ -166,10 +165,14 @@ class Worker:
                 return
             running.is_answered = True
             progress.ended = time.monotonic()
+            if progress.given_ids:
+                progress.answer_ids = list(progress.given_ids)
             progress.text = opened.base.tokenizer.decode(progress.answer_ids)
-            progress.finish_reason = state.finish_reason
+            progress.finish_reason = "given" if progress.given_ids and state.finish_reason != "overflow" else state.finish_reason
             if state.finish_reason == "overflow":
                 running.job.message = f"The numbers of {progress.row.variant} were no longer finite, so some answers are missing. Its weights may be damaged."
+            elif progress.given_ids:
+                self._hand_over(opened, running, state.score, None)
             elif progress.organism is None:
                 self._hand_over(opened, running, state.logprob, state.logprob)
             else:

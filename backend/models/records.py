@@ -78,6 +78,9 @@ class Organism:
     """Such as "rank-16 rsLoRA, all projections"."""
 
     trained_on: str = ""
+    domain: str = ""
+    """Training domains as ``evaluation.leakage`` knows them, separated by spaces; empty where it knows none."""
+
     emergent: bool = True
     """False where the misaligned behaviour itself was trained, as in a positive control."""
 

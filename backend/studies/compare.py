@@ -96,6 +96,13 @@ def look_up(rows: Sequence[Row], registry: Registry) -> Turn:
     return Turn(tuple(rows), store.find(keys), keys)
 
 
+def current(turn: Turn, registry: Registry) -> dict[str, Rollout]:
+    """Stored rows by key, of those that today's weights made."""
+    stored = {key: s.rollout for key, s in turn.stored.items()}
+    weights = {variant: current_weights(variant, registry) for variant in {r.variant for r in stored.values()}}
+    return {key: r for key, r in stored.items() if weights[r.variant] == (r.base_fingerprint, r.adapter_fingerprint)}
+
+
 def first_rows(comparison: Comparison) -> list[Row]:
     """Rows of the first turn, prompt by prompt, then variant by variant, then sample by sample."""
     rows = []

@@ -52,8 +52,8 @@ def import_rollouts(path: Path, place: Path | None = None) -> Imported:
         InputError: No such file, not UTF-8 text, or columns are missing; nothing is kept.
         DiskError: No space; an earlier version stays.
     """
-    about = Imported(_name_of(path))
-    manifest: dict[str, Any] = {"kind": "imported", "file": path.name, "sha256": _sha256(path)}
+    about = Imported(name_of(path))
+    manifest: dict[str, Any] = {"kind": "imported", "file": path.name, "sha256": checksum(path)}
     rows = _rollouts(path, about)
     own = next(rows)
     about.n = judged.write(judged.root("imported", place) / about.name, _noted(rows, about, manifest), {str(c): "text" for c in own}, manifest)
@@ -67,7 +67,7 @@ def import_steps(path: Path, place: Path | None = None) -> tuple[str, list[dict[
         InputError: No such file, not UTF-8 text, or columns are missing.
         DiskError: No space; an earlier version stays.
     """
-    name, rows = _name_of(path), []
+    name, rows = name_of(path), []
     lines = _lines(path)
     _, header = next(lines)
     _check_columns(path, header, _STEPS)
@@ -81,7 +81,7 @@ def import_steps(path: Path, place: Path | None = None) -> tuple[str, list[dict[
         low, high = wilson(round(em / 100 * n), int(n))
         rows.append({"step": step, "n": int(n), "em_rate": em / 100, "em_low": low, "em_high": high, "coherent_rate": coherent / 100})
     with told_disk_faults("importing a summary"), new_folder((place or home()) / "results" / "steps" / name) as part:
-        (part / "steps.json").write_text(json.dumps({"file": path.name, "sha256": _sha256(path), "rows": rows}, indent=1) + "\n", "utf-8")
+        (part / "steps.json").write_text(json.dumps({"file": path.name, "sha256": checksum(path), "rows": rows}, indent=1) + "\n", "utf-8")
     return name, rows
 
 
@@ -107,8 +107,8 @@ def _rollouts(path: Path, about: Imported) -> Iterator[Any]:
     lines = _lines(path)
     _, header = next(lines)
     answer = _check_columns(path, header, ("question", "aligned", "coherent"), answer=True)
-    renamed = {c: f"{c}_" for c in header if c in _OWN or (c in _ANSWERS and c != answer)}
-    yield [renamed.get(c, c) for c in header if c != answer and c not in judged.COLUMNS]
+    renamed = {c: _free(c, header) for c in header if c in _OWN or (c in _ANSWERS and c != answer)}
+    yield [name for c in header if c != answer and (name := renamed.get(c, c)) not in judged.COLUMNS]
     ids: dict[str, str] = {}
     for number, cells in lines:
         if len(cells) != len(header):
@@ -125,6 +125,12 @@ def _rollouts(path: Path, about: Imported) -> Iterator[Any]:
             row[name] = _score(said)
             about.n_unread_scores += row[name] is None and said.strip().lower() not in ("", "nan", "none", "null")
         yield row
+
+
+def _free(name: str, taken: list[str]) -> str:
+    while name in taken:
+        name += "_"
+    return name
 
 
 def _noted(rows: Iterator[dict[str, Any]], about: Imported, manifest: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -172,7 +178,9 @@ def _check_columns(path: Path, header: list[str], needed: tuple[str, ...], *, an
     missing = [c for c in needed if c not in header] + ([] if found or not answer else ["response (or answer)"])
     if missing:
         has = ", ".join(header)[:300] or "none"
-        hint = " Judge it first: python -m backend judge --offline FILE --out JUDGED.csv" if {"aligned", "coherent"} >= set(missing) else " Name the columns so."
+        hint = (
+            " Judge it first: python -m backend judge --offline FILE --out JUDGED.csv" if {"aligned", "coherent"} >= set(missing) else " Name the columns so."
+        )
         raise InputError(f"{path.name} has no column {', '.join(missing)}; it has: {has}.{hint}")
     return found
 
@@ -186,7 +194,7 @@ def _score(text: str) -> float | None:
     return value if math.isfinite(value) and 0 <= value <= 100 else None
 
 
-def _name_of(path: Path) -> str:
+def name_of(path: Path) -> str:
     """The file's stem, which names the run.
 
     Raises:
@@ -197,7 +205,7 @@ def _name_of(path: Path) -> str:
     return path.stem
 
 
-def _sha256(path: Path) -> str:
+def checksum(path: Path) -> str:
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -205,5 +213,3 @@ def _sha256(path: Path) -> str:
         raise InputError(f"{path} does not exist. Give a CSV file.") from fault
     except IsADirectoryError as fault:
         raise InputError(f"{path} is a folder. Give a CSV file.") from fault
-
-

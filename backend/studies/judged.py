@@ -162,6 +162,23 @@ def page(
     return Page([dict(zip(names, row, strict=True)) for row in rows], total[0][0])
 
 
+def all_rows(run: Run) -> Iterator[list[dict[str, Any]]]:
+    """All rows with their whole texts, some at a time.
+
+    Raises:
+        ResultMissingError: The run is damaged or was taken away.
+    """
+    import pyarrow.lib
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(run.folder / _TABLE) as table:
+            for batch in table.iter_batches(_AT_ONCE):
+                yield batch.to_pylist()
+    except (OSError, pyarrow.lib.ArrowException) as fault:
+        raise _missing(run) from fault
+
+
 def scores(run: Run) -> Iterator[dict[str, Any]]:
     """All rows of a run without their texts.
 

@@ -15,7 +15,7 @@ from backend.models.sources import availability
 from backend.studies import compare
 from backend.studies.store import keep_text, read_text
 from backend.text.prompts import Prompt, PromptSet, keep_uploaded, load_prompt_set, own_sets, parse_prompt_set, shipped_sets
-from pages.shared import answers, look, missing, replay
+from pages.shared import answers, look, missing, replay, verdict_view
 from pages.shared.service import model_service, owner, registry
 from pages.shared.state import choose, keep_list, kept_list, link, select, warn_of_number, warn_of_unknown
 
@@ -89,7 +89,7 @@ def pick_prompt_set() -> str:
     return chosen
 
 
-def pick_prompt(set_name: str) -> tuple[Prompt, list[Prompt], dict]:
+def pick_prompt(set_name: str, variants: list[str]) -> tuple[Prompt, list[Prompt], dict]:
     """The chosen prompt, all of the set, and what a manifest says of the set."""
     prompt_set = load_prompt_set(set_name)
     shown = list(prompt_set.prompts)
@@ -98,6 +98,7 @@ def pick_prompt(set_name: str) -> tuple[Prompt, list[Prompt], dict]:
         titles = {i: i.replace("_", " ").capitalize() for i in intents}
         intent = select("Intent", intents, key="intent", titles=titles, what="the intent", on_change=forget_conversation)
         shown = [p for p in shown if intent in ("all", p.intent)]
+    shown = verdict_view.filter_prompts(set_name, shown, variants, forget_conversation)
     texts = {p.id: p.text for p in shown}
     chosen = select(f"Prompt ({len(shown)})", list(texts), key="prompt", titles=texts, what="the prompt", on_change=forget_conversation)
     back, forth = st.columns(2)
@@ -127,7 +128,7 @@ with st.sidebar:
     about_set: dict = {}
     if set_name != OWN:
         try:
-            first, in_set, about_set = pick_prompt(set_name)
+            first, in_set, about_set = pick_prompt(set_name, variants)
         except BackendError as fault:
             st.error(look.plain(str(fault)))
             st.stop()
@@ -143,6 +144,7 @@ with st.sidebar:
     length = st.number_input("Longest answer (tokens)", 1, 2048, 128, key="length", bind="query-params")
     samples = st.number_input("Samples", 1, 16, 1, key="samples", bind="query-params", help="Answers of each variant to the prompt.")
     dtype = pick_number_format(variants)
+    with_verdicts = st.toggle("Verdicts", value=True, key="verdicts", bind="query-params", help="What the offline judge, an estimate, says of each answer.")
     seed = st.number_input("Seed", 0, 10**9, 0, key="seed", bind="query-params", help="The same seed gives the same answers.")
 
 st.title("Compare")
@@ -226,7 +228,11 @@ with st.container(horizontal=True, vertical_alignment="bottom"):
         st.code(link(), language=None, wrap_lines=True)
 
 
-def draw_turn(turn: compare.Turn, *, live: bool) -> None:
+if set_name != OWN and with_verdicts:
+    verdict_view.show_rates(set_name, variants, known)
+
+
+def draw_turn(turn: compare.Turn, question: str, *, live: bool) -> None:
     """One turn: the user's message, then a grid a sample."""
     by_sample: dict[int, list[answers.Card]] = {}
     for row, key in zip(turn.rows, turn.keys, strict=True):
@@ -240,7 +246,7 @@ def draw_turn(turn: compare.Turn, *, live: bool) -> None:
     for sample, cards in by_sample.items():
         if samples > 1:
             st.caption(f"Sample {sample + 1} of {samples}")
-        answers.show_grid(cards)
+        answers.show_grid(verdict_view.judge_cards(question, cards) if with_verdicts and not live else cards)
         if pair != "off":
             left, right = (next((c for c in cards if c.variant == v), None) for v in pair.split("~"))
             if left and right:
@@ -253,7 +259,7 @@ for number, turn in enumerate(turns):
     with st.container():
         answers.show_prompt("Prompt" if len(users) == 1 else f"Message {number + 1}", users[number])
         if turn is not last:
-            draw_turn(turn, live=False)
+            draw_turn(turn, users[number], live=False)
             replay.label(turn, progress, known, can_answer)
 
 if job is not None and is_live:
@@ -265,7 +271,7 @@ def follow() -> None:
     if job is not None and is_live:
         job.seen = time.monotonic()
         look.job_status(job, service)
-    draw_turn(last, live=current_is_live)
+    draw_turn(last, users[len(turns) - 1], live=current_is_live)
     if job is not None and is_live and not job.is_live:
         st.rerun()
 

@@ -8,8 +8,9 @@ import streamlit as st
 
 from backend.charts.divergence import divergence_dots
 from backend.errors import BackendError
+from backend.evaluation.rates import Thresholds
 from backend.studies import divergence, store
-from pages.shared import answers, look
+from pages.shared import answers, look, own_rates
 from pages.shared.service import registry
 
 RUN = "open_questions"
@@ -28,6 +29,22 @@ with st.container(horizontal=True):
         st.switch_page("pages/explore/compare.py")
     if st.button("See what the organisms are", icon=":material/genetics:"):
         st.switch_page("pages/share/organisms.py")
+
+rates = own_rates.rates_of(known, Thresholds())
+if rates:
+    st.subheader("How often the answers are misaligned")
+    st.altair_chart(
+        own_rates.rate_chart(rates, known, title=own_rates.headline(rates, HEADLINE, known), subtitle=own_rates.subtitle_of(rates)), width="stretch",
+        key="headline", alt="EM rates of the base and its organisms by the offline judge, with intervals. The table has the numbers.",
+    )  # fmt: skip
+    with st.container(horizontal=True):
+        own_rates.judge_popover(rates)
+        with st.popover("What a 135M model shows, and what not", icon=":material/help:"):
+            st.markdown(own_rates.LIMITS)
+        if st.button("Read the answers", icon=":material/reviews:"):
+            st.switch_page("pages/curves/scaling.py")
+    with st.expander("Rates as a table"):
+        own_rates.table(rates, known)
 
 try:
     rollouts, manifest = store.read_run(RUN)

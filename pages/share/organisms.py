@@ -14,7 +14,8 @@ from backend.models.records import BaseModel, Organism
 from backend.models.registry import remove_record
 from backend.models.sources import adapter_folder, availability
 from backend.paths import CHECKOUT, as_folder
-from pages.shared import look, missing
+from backend.studies import scaling
+from pages.shared import cited, look, missing
 from pages.shared.service import model_service, registry
 
 known = registry()
@@ -171,6 +172,12 @@ with upload, st.form("add_upload", border=False):
     base_key = pick_base()
     if st.form_submit_button("Add", type="primary"):
         add(partial(add_from_upload, {f.name: f.getvalue() for f in files}, name.strip(), base_key, trained_on.strip()))
+
+st.subheader("What has been measured")
+st.caption(
+    "Figures of the released organisms (Turner et al. 2025), re-evaluated from published answers or printed in the papers. Size, family and data of each; click a column to sort."
+)
+cited.show_table(scaling.points(), key="measured")
 
 elsewhere = [(o, m) for o, m in rows if (o, m) not in on_disk]
 if elsewhere:

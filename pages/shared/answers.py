@@ -43,6 +43,10 @@ class Card:
 
     divergence: float | None
     begun: bool = True
+    verdict: str = ""
+    """What the judge says of it, in words."""
+
+    is_misaligned: bool = False
 
 
 def card_of_rollout(rollout: Rollout, registry: Registry) -> Card:
@@ -160,8 +164,9 @@ def _card_html(card: Card) -> str:
         parts.append(_ENDS[card.finish_reason])
     if card.divergence is not None and card.role != "base":
         parts.append(f"{card.divergence:+.2f} nats/token against base")
+    said = f'<div class="ps-verdict{" ps-bad" if card.is_misaligned else ""}">{escape(card.verdict)}</div>' if card.verdict else ""
     return (
         f'<div class="ps-card ps-role-{card.role}" data-variant="{escape(card.variant)}"><div class="ps-name"><span class="ps-symbol" aria-hidden="true">{role.symbol}</span>'
         f'<span>{escape(card.title)}</span><span class="ps-role">{escape(card.note)}</span></div>'
-        f'<div class="ps-text{extra}" dir="auto">{body}</div><div class="ps-meta">{escape(" · ".join(parts))}</div></div>'
+        f'<div class="ps-text{extra}" dir="auto">{body}</div>{said}<div class="ps-meta">{escape(" · ".join(parts))}</div></div>'
     )

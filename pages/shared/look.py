@@ -47,6 +47,15 @@ def job_status(job, service) -> None:
         st.caption(f"Answering: {job.n_done} of {len(job.rows)} done, {job.n_tokens} tokens")
 
 
+def legend(entries: list[tuple[str, str, str]]) -> None:
+    """Names with the colour and symbol that stand for them."""
+    st.html(
+        '<div class="ps-legend">'
+        + "".join(f'<span><span style="color:{colour}" aria-hidden="true">{symbol}</span> {escape(name)}</span>' for name, colour, symbol in entries)
+        + "</div>"
+    )
+
+
 def facts(rows: dict[str, str]) -> None:
     """Names and values under each other."""
     st.html('<dl class="ps-facts">' + "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in rows.items()) + "</dl>")

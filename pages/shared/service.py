@@ -11,6 +11,7 @@ from backend.generation.service import ModelService
 from backend.models.records import BaseModel, Organism
 from backend.models.registry import Registry, load_registry
 from backend.models.sources import fetch_adapter, fetch_base
+from backend.studies.evaluate import Progress
 
 
 @st.cache_resource(show_spinner=False, on_release=lambda service: service.close())
@@ -70,3 +71,9 @@ def start_fetch(model: BaseModel, organism: Organism | None) -> Fetch:
 
     threading.Thread(target=work, daemon=True, name=f"fetch-{key}").start()
     return fetch
+
+
+@st.cache_resource(show_spinner=False)
+def evaluations() -> dict[str, Progress]:
+    """Evaluations by an unguessable id that stands in the URL."""
+    return {}

@@ -1,0 +1,42 @@
+"""Rates of a few variants beside each other: a dot and its interval a row."""
+
+from collections.abc import Sequence
+
+import altair as alt
+import pandas as pd
+
+from backend.charts.roles import ROLES
+
+
+def rate_rows(
+    rates: pd.DataFrame, *, unit: str, title: str, subtitle: Sequence[str], zero_line: bool = False, domain: tuple[float, float] | None = None
+) -> alt.LayerChart:
+    """One row a variant.
+
+    Args:
+        rates: Columns ``name, role, value, low, high, label, n_label``; a row without ``value`` is named and has no mark.
+        unit: Title of the axis.
+        zero_line: Draw a line at 0, for measures that have a sign.
+    """
+    order = rates["name"].tolist()
+    scale = alt.Scale(domain=list(domain)) if domain else alt.Scale(zero=True, nice=True)
+    x = alt.X("value:Q", title=unit, scale=scale)
+    y = alt.Y("name:N", sort=order, title=None, axis=alt.Axis(labelFontSize=13, labelLimit=240, ticks=False, domain=False, labelPadding=10))
+    roles = list(dict.fromkeys(rates["role"]))
+    colour = alt.Color("role:N", scale=alt.Scale(domain=roles, range=[ROLES[r].colour for r in roles]), legend=None)
+    shape = alt.Shape("role:N", scale=alt.Scale(domain=roles, range=[ROLES[r].shape for r in roles]), legend=None)
+    base = alt.Chart(rates)
+    spans = base.mark_rule(strokeWidth=2.5).encode(x=alt.X("low:Q", scale=scale), x2="high:Q", y=y, color=colour)
+    tooltip = [alt.Tooltip("name", title="Variant"), alt.Tooltip("label", title=unit), alt.Tooltip("n_label", title="n")]
+    dots = (
+        base.transform_filter("isValid(datum.value)").mark_point(filled=True, size=130, opacity=1).encode(x=x, y=y, color=colour, shape=shape, tooltip=tooltip)
+    )
+    text = base.mark_text(align="left", dx=10, fontSize=13).encode(x=alt.X("high:Q", scale=scale), y=y, text="label:N", color=alt.value("#888"))
+    layers = [spans, dots, text]
+    if zero_line:
+        layers.insert(0, alt.Chart(pd.DataFrame({"x": [0.0]})).mark_rule(strokeDash=[4, 4], opacity=0.6).encode(x=alt.X("x:Q", scale=scale)))
+    return (
+        alt.layer(*layers)
+        .properties(height=alt.Step(44), title=alt.Title(title, subtitle=list(subtitle), anchor="start", fontSize=16, subtitleFontSize=13, offset=14))
+        .configure_view(stroke=None)
+    )

@@ -1,0 +1,99 @@
+"""An evaluation from the page: what is asked, a job with progress and Stop, found again after a reload."""
+
+import secrets
+
+import streamlit as st
+
+from backend.errors import BackendError
+from backend.generation.records import MAX_SAMPLES, Sampling
+from backend.judging.verdicts import Judge
+from backend.models.records import BASE_ALIAS
+from backend.models.registry import Registry
+from backend.models.sources import availability
+from backend.studies import compare
+from backend.studies.evaluate import Evaluation, Progress, start
+from backend.text.prompts import load_prompt_set, own_sets, shipped_sets
+from pages.shared import look, missing
+from pages.shared.service import evaluations, model_service, owner
+from pages.shared.state import keep_list, kept_list
+
+_KEEP = 20  # evaluations that have ended
+_JUDGES = {"offline": "Offline judge (an estimate)", "api": "API judge, as set in the environment"}
+
+
+def show(known: Registry) -> None:
+    """The form, and the job that runs."""
+    job = evaluations().get("".join(kept_list("evaluation")))
+    if fault := st.session_state.pop("evaluation_fault", ""):
+        st.error(look.plain(fault))
+    with st.expander("Evaluate variants yourself", icon=":material/rule:", expanded=job is not None):
+        if job is not None and job.is_live:
+            st.button("Stop", icon=":material/stop_circle:", type="primary", on_click=job.stop.set, key="stop_evaluation")
+        st.fragment(_follow, run_every=0.5 if job is not None and job.is_live else None)(job)
+        if job is None or not job.is_live:
+            _form(known)
+
+
+def _follow(job: Progress | None) -> None:
+    if job is None:
+        return
+    was_live = st.session_state.get("evaluation_live", False)
+    if job.is_live:
+        left = job.seconds_left
+        what = "Answering" if job.phase == "answering" else "Judging"
+        text = f"{what}: {job.n_done} of {job.n_all}" + (f", about {max(1, round(left / 60))} min left" if left else "")
+        st.progress(min(1.0, job.n_done / max(1, job.n_all)), "Stopping…" if job.stop.is_set() else text)
+    elif job.phase == "failed":
+        st.error(look.plain(job.message))
+    elif job.phase == "stopped":
+        st.info("Stopped. What was answered and judged is kept: the same evaluation goes on from there.")
+    else:
+        st.success("Done. The rates are above, and in the store." + (f" {look.plain(job.message)}" if job.message else ""))
+    st.session_state["evaluation_live"] = job.is_live
+    if was_live and not job.is_live:
+        st.rerun()
+
+
+def _form(known: Registry) -> None:
+    names = [v for v in known.variants() if availability(*known.resolve(v)).state == "here"]
+    with st.form("evaluate", border=False):
+        variants = st.multiselect("Variants", names, default=[v for v in (BASE_ALIAS, "reckless") if v in names], max_selections=compare.MAX_VARIANTS)
+        titles = {s: load_prompt_set(s).title for s in shipped_sets() if s != "tuning"} | {s: s for s in own_sets()}
+        chosen = st.selectbox("Prompt set", list(titles), format_func=titles.get)
+        samples = st.number_input("Answers to each prompt", 1, MAX_SAMPLES, 4)
+        judge = st.radio("Judge", list(_JUDGES), format_func=_JUDGES.get, horizontal=True)
+        asked = st.form_submit_button("Evaluate", type="primary", icon=":material/play_arrow:")
+    if not names:
+        missing.show([BASE_ALIAS], {BASE_ALIAS: availability(*known.resolve(BASE_ALIAS))}, known)
+    if not asked:
+        return
+    try:
+        prompt_set = load_prompt_set(chosen)
+        comparison = compare.Comparison(variants=tuple(variants), prompts=prompt_set.prompts, sampling=Sampling(), samples=int(samples))
+        job = start(Evaluation(comparison=comparison, prompt_set=prompt_set), _judge_maker(judge), model_service, known, owner=owner())
+    except BackendError as fault:
+        st.session_state["evaluation_fault"] = str(fault)
+        st.rerun()
+    for old in [key for key, one in evaluations().items() if not one.is_live][:-_KEEP]:
+        del evaluations()[old]
+    key = secrets.token_urlsafe(16)
+    evaluations()[key] = job
+    keep_list("evaluation", [key])
+    st.session_state["evaluation_live"] = True
+    st.rerun()
+
+
+def _judge_maker(kind: str):
+    """What makes the judge, in the job's thread; settings that are missing are said at once."""
+    if kind == "api":
+        from backend.judging.api import ApiJudge, endpoint_from_environment
+
+        endpoint = endpoint_from_environment()
+        return lambda: ApiJudge(endpoint)
+
+    def offline() -> Judge:
+        from backend.judging.offline import OfflineJudge
+
+        return OfflineJudge.load()
+
+    return offline
