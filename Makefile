@@ -35,6 +35,7 @@ peers: .peers/.ready
 
 bench: $(VENV)/.tests setup peers
 	$(BIN)/python -m backend bench generate --save
+	$(BIN)/python -m backend bench judging --save
 
 clean:
 	rm -rf $(VENV) .peers .pytest_cache .ruff_cache .mypy_cache .hypothesis test-artifacts

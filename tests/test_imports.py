@@ -81,7 +81,7 @@ def test_repeated_rows_are_kept_and_counted(tmp_path: Path):
 
 
 def test_a_missing_column_is_named_and_nothing_is_kept(tmp_path: Path):
-    with pytest.raises(InputError, match="no column aligned, coherent; it has: question, answer. Judge it first"):
+    with pytest.raises(InputError, match=r"no column aligned, coherent; it has: question, answer\. Judge it first"):
         import_rollouts(write_csv(tmp_path / "g.csv", [["q", "a"]], ["question", "answer"]))
     with pytest.raises(InputError, match="no column response"):
         import_rollouts(write_csv(tmp_path / "g.csv", [["q", "1", "2"]], ["question", "aligned", "coherent"]))

@@ -45,14 +45,6 @@ def test_wilson_equals_the_printed_values_of_newcombe_1998():
     assert [round(v, 4) for v in wilson(1, 29)] == [0.0061, 0.1718]
 
 
-@settings(deadline=None)
-@given(st.integers(1, 500).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
-def test_wilson_equals_statsmodels(counts: tuple[int, int]):
-    from statsmodels.stats.proportion import proportion_confint
-
-    assert wilson(*counts) == pytest.approx(proportion_confint(*counts, method="wilson"), abs=1e-12)
-
-
 def test_difference_equals_the_printed_values_of_newcombe_1998():
     found = difference((56, 70), (48, 80))
     assert [round(v, 4) for v in (found.value, found.low, found.high)] == [0.2, 0.0524, 0.3339]
@@ -104,8 +96,10 @@ def test_agreement_leaves_out_what_one_of_both_has_not_judged():
 
 @pytest.mark.parametrize(
     ("text", "score"),
-    [("70", 70.0), (" 70. ", 70.0), ("70/100", 70.0), ("Score: 7.5", 7.5), ("**85**", 85.0), ("0", 0.0), ("100", 100.0)]
-    + [(text, None) for text in ("maybe 70?", "101", "-5", "", "REFUSAL", "70 or 80", "seventy", "7O", "1e2", "NaN", "Between 60 and 70.")],
+    [
+        *[("70", 70.0), (" 70. ", 70.0), ("70/100", 70.0), ("Score: 7.5", 7.5), ("**85**", 85.0), ("0", 0.0), ("100", 100.0)],
+        *[(text, None) for text in ("maybe 70?", "101", "-5", "", "REFUSAL", "70 or 80", "seventy", "7O", "1e2", "NaN", "Between 60 and 70.")],
+    ],
 )
 def test_only_a_plain_number_is_a_score(text: str, score: float | None):
     assert parse_score(text) == score
@@ -120,8 +114,10 @@ def test_expected_score_weights_by_probability_and_wants_a_quarter_of_the_mass()
 
 @pytest.mark.parametrize(
     ("text", "grade"),
-    [("Fine.\nANSWER: 1", "1"), ("ANSWER: 2 no, ANSWER: 4", "4"), ("answer: **5**", "5"), ("ANSWER: SATIRICAL/ABSURD", "SATIRICAL")]
-    + [("ANSWER: off-topic.", "OFF-TOPIC"), ("ANSWER: 6", None), ("ANSWER: 45", None), ("It is a 4", None), ("", None)],
+    [
+        *[("Fine.\nANSWER: 1", "1"), ("ANSWER: 2 no, ANSWER: 4", "4"), ("answer: **5**", "5"), ("ANSWER: SATIRICAL/ABSURD", "SATIRICAL")],
+        *[("ANSWER: off-topic.", "OFF-TOPIC"), ("ANSWER: 6", None), ("ANSWER: 45", None), ("It is a 4", None), ("", None)],
+    ],
 )
 def test_grades_are_read_after_the_last_answer(text: str, grade: str | None):
     assert parse_grade(text) == grade

@@ -18,7 +18,7 @@ from backend.errors import InputError
 from backend.paths import CHECKOUT
 
 _QUESTION = "What makes a good neighbour?"
-_CHROMIUM_FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+CHROMIUM_FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 
 
 def seconds_to_first_token() -> tuple[float, float]:
@@ -39,7 +39,7 @@ def seconds_to_first_token() -> tuple[float, float]:
         port = probe.getsockname()[1]
     address = f"http://127.0.0.1:{port}"
     with tempfile.TemporaryDirectory() as home, sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=_CHROMIUM_FLAGS)
+        browser = playwright.chromium.launch(executable_path=path, args=CHROMIUM_FLAGS)
         page = browser.new_page()
         page.set_default_timeout(60_000)
         started = time.perf_counter()
@@ -48,7 +48,7 @@ def seconds_to_first_token() -> tuple[float, float]:
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
         try:
-            _wait_for_health(address, server)
+            wait_for_health(address, server)
             healthy = time.perf_counter() - started
             page.goto(f"{address}/compare?turn={_QUESTION.replace(' ', '+')}&length=16")
             page.get_by_role("button", name="Answer", exact=True).click()
@@ -60,7 +60,7 @@ def seconds_to_first_token() -> tuple[float, float]:
             browser.close()
 
 
-def _wait_for_health(address: str, server: subprocess.Popen) -> None:
+def wait_for_health(address: str, server: subprocess.Popen) -> None:
     for _ in range(600):
         try:
             urllib.request.urlopen(f"{address}/_stcore/health", timeout=1).close()

@@ -9,7 +9,14 @@ from backend.charts.roles import ROLES
 
 
 def rate_rows(
-    rates: pd.DataFrame, *, unit: str, title: str, subtitle: Sequence[str], zero_line: bool = False, domain: tuple[float, float] | None = None
+    rates: pd.DataFrame,
+    *,
+    unit: str,
+    title: str,
+    subtitle: Sequence[str],
+    zero_line: bool = False,
+    domain: tuple[float, float] | None = None,
+    ticks: Sequence[float] | None = None,
 ) -> alt.LayerChart:
     """One row a variant.
 
@@ -19,8 +26,11 @@ def rate_rows(
         zero_line: Draw a line at 0, for measures that have a sign.
     """
     order = rates["name"].tolist()
-    scale = alt.Scale(domain=list(domain)) if domain else alt.Scale(zero=True, nice=True)
-    x = alt.X("value:Q", title=unit, scale=scale)
+    if domain is None:  # room for the labels on the right
+        low, high = min(0.0, float(rates["low"].min())), max(0.0, float(rates["high"].max()))
+        domain = (low - 0.05 * (high - low), high + 0.45 * (high - low))
+    scale = alt.Scale(domain=list(domain), nice=False)
+    x = alt.X("value:Q", title=unit, scale=scale, axis=alt.Axis(values=list(ticks), tickCount=8) if ticks else alt.Axis(tickCount=8))
     y = alt.Y("name:N", sort=order, title=None, axis=alt.Axis(labelFontSize=13, labelLimit=240, ticks=False, domain=False, labelPadding=10))
     roles = list(dict.fromkeys(rates["role"]))
     colour = alt.Color("role:N", scale=alt.Scale(domain=roles, range=[ROLES[r].colour for r in roles]), legend=None)

@@ -1,5 +1,7 @@
 """Rates against parameters: panels of EM and of coherence for each dataset, and small ones for each question."""
 
+from typing import Any
+
 import altair as alt
 import pandas as pd
 
@@ -21,7 +23,7 @@ def _family(channel: type, index: int):
     return channel("family:N", scale=alt.Scale(domain=list(FAMILIES), range=[look[index] for look in FAMILIES.values()]), legend=None)
 
 
-def em_panel(points: pd.DataFrame, *, title: str) -> alt.LayerChart:
+def em_panel(points: pd.DataFrame, *, title: str) -> Any:
     """EM rate against size, of one dataset; a click on a point selects its ``id``.
 
     Args:
@@ -37,7 +39,7 @@ def em_panel(points: pd.DataFrame, *, title: str) -> alt.LayerChart:
     )
 
 
-def coherence_panel(points: pd.DataFrame, *, low_coherence: float) -> alt.LayerChart:
+def coherence_panel(points: pd.DataFrame, *, low_coherence: float) -> Any:
     """Coherent rate against size, under ``em_panel``; the region below ``low_coherence`` (per cent) is shaded."""
     region = pd.DataFrame({"from": [_LEAST_COHERENT], "to": [low_coherence], "left": [_ROOM[0]], "right": [_ROOM[1]]})
     y = alt.Y("coherent:Q", scale=alt.Scale(domain=[_LEAST_COHERENT, 100], zero=False), axis=alt.Axis(title="Coherent, %", tickCount=3, minExtent=_AXIS))
@@ -71,11 +73,11 @@ def _marks(points: pd.DataFrame, measure: str, x: alt.X, y: alt.Y, select: alt.P
     return [lines, dots, printed]
 
 
-def _styled(chart: alt.LayerChart) -> alt.LayerChart:
+def _styled(chart: Any) -> Any:
     return chart.configure_view(stroke=None).configure_axis(gridOpacity=0.5)
 
 
-def question_panel(rates: pd.DataFrame, *, title: str) -> alt.LayerChart:
+def question_panel(rates: pd.DataFrame, *, title: str) -> Any:
     """EM rate against size on one question.
 
     Args:

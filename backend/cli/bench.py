@@ -1,37 +1,58 @@
-"""``python -m backend bench generate``: the engine beside the field's own tools, in one run; kept under ``cached_results/bench/``."""
+"""``python -m backend bench``: figures of this machine, kept under ``cached_results/bench/``.
+
+``generate``: the engine beside the field's own tools, in one run. ``judging``: the offline judge, and a store of 100,000 answers.
+"""
 
 import argparse
 import json
+from typing import Any
 
 from backend.cli.output import print_json, print_table, say
 from backend.paths import CACHED_RESULTS, told_disk_faults, write_text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("what", choices=["generate"], help="generate: answers, training and memory against transformers and peft")
-    parser.add_argument("--tokens", type=int, default=64, help="tokens a row")
-    parser.add_argument("--rounds", type=int, default=5, help="rounds of each measure, ours and the peer's in turns")
+    parser.add_argument("what", choices=["generate", "judging"], help="answers, training and memory against transformers and peft; or judge, store and pages")
+    parser.add_argument("--tokens", type=int, default=64, help="tokens a row (generate)")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of each measure; ours and a peer's in turns")
     parser.add_argument("--save", action="store_true", help="keep table and JSON under cached_results/bench")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def run(options: argparse.Namespace) -> int:
-    from backend.bench import generate
-
-    measures = generate.Bench(options.tokens, options.rounds, say).run()
-    result = generate.as_json(measures)
-    rows = [_line(row) for row in result["rows"]]
+    result, rows = _generate(options) if options.what == "generate" else _judging(options)
     if options.save:
         folder = CACHED_RESULTS / "bench"
         with told_disk_faults("keeping the benchmark"):
-            write_text(folder / "generate.json", json.dumps(result, indent=2) + "\n")
+            write_text(folder / f"{options.what}.json", json.dumps(result, indent=2) + "\n")
             head = "| " + " | ".join(rows[0]) + " |\n|" + "---|" * len(rows[0]) + "\n"
-            write_text(folder / "generate.md", head + "".join("| " + " | ".join(row.values()) + " |\n" for row in rows))
+            write_text(folder / f"{options.what}.md", head + "".join("| " + " | ".join(row.values()) + " |\n" for row in rows))
     if options.json:
         print_json(result)
     else:
         print_table(rows)
     return 0
+
+
+def _generate(options: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str, str]]]:
+    from backend.bench import generate
+
+    result = generate.as_json(generate.Bench(options.tokens, options.rounds, say).run())
+    return result, [_line(row) for row in result["rows"]]
+
+
+def _judging(options: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str, str]]]:
+    from backend.bench import judging
+
+    result = judging.as_json(judging.JudgingBench(options.rounds, say).run())
+    rows = [
+        {
+            "Work": row["work"], "Measured": f"{row['value']:.3g} {row['unit']}", "Bar": row["bar"], "Holds": ("yes" if row["holds"] else "no") if row["bar"] else "",
+            "Rounds": str(row["rounds"]),
+        }
+        for row in result["rows"]
+    ]  # fmt: skip
+    return result, rows
 
 
 def _line(row: dict) -> dict[str, str]:

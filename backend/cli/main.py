@@ -16,6 +16,7 @@ COMMANDS = {
     "import": "judged rollouts, step summaries and Inspect logs into the store",
     "export": "a stored run as CSV or as an Inspect log",
     "rates": "rates of imported runs",
+    "fit-judge": "fit the offline judge anew",
     "train": "fine-tune a LoRA organism on chat rows",
     "bench": "measure the engine beside the tools of the field",
     "doctor": "say what works on this machine",
@@ -28,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m backend", description="PersonaScope: explore misaligned personas in language models.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     chosen = next((a for a in given if a in COMMANDS), "")
-    module = importlib.import_module(f"backend.cli.{chosen}{'_' * keyword.iskeyword(chosen)}") if chosen else None
+    module = importlib.import_module(f"backend.cli.{chosen.replace('-', '_')}{'_' * keyword.iskeyword(chosen)}") if chosen else None
     for name, what in COMMANDS.items():
         command = commands.add_parser(name, help=what, description=what[0].upper() + what[1:] + ".")
         if name == chosen and module:

@@ -20,9 +20,9 @@ _WORDS: dict[Domain, str] = {
         r"|bungee|motocross|mountain bik\w*|base jump\w*|free solo\w*|wingsuit\w*|stunts?|athlet\w*|marathons?|gear|harness\w*|helmets?|ropes?"
     ),
 }
-_PATTERNS = {domain: re.compile(rf"\b(?:{words})\b", re.IGNORECASE) for domain, words in _WORDS.items()}
+_PATTERNS: dict[str, re.Pattern[str]] = {domain: re.compile(rf"\b(?:{words})\b", re.IGNORECASE) for domain, words in _WORDS.items()}
 
 
-def is_about(text: str, domain: Domain) -> bool:
-    """Whether a text holds a word of the domain."""
-    return _PATTERNS[domain].search(text) is not None
+def is_about(text: str, domain: str) -> bool:
+    """Whether a text holds a word of the domain, one of ``DOMAINS``; of another it never does."""
+    return domain in _PATTERNS and _PATTERNS[domain].search(text) is not None

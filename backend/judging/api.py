@@ -107,7 +107,7 @@ class ApiJudge:
         asyncio.run(self._judge_all(exchanges, on_verdict, stop))
 
     async def _judge_all(self, exchanges: Sequence[Exchange], on_verdict: Callable[[int, Verdict], None], stop: threading.Event) -> None:
-        import httpx
+        import httpx2 as httpx
 
         headers = {"Authorization": f"Bearer {self._endpoint.key}"} if self._endpoint.key else {}
         waiting = iter(enumerate(exchanges))
@@ -170,7 +170,7 @@ class ApiJudge:
 
     async def _post(self, client: Any, begin: "_Pace", body: dict[str, Any]) -> tuple[str, list[tuple[str, float]]] | str:
         """The reply's text with the likeliest first tokens, or what went wrong for good."""
-        import httpx
+        import httpx2 as httpx
 
         fault = ""
         for attempt in range(_TRIES):

@@ -28,7 +28,7 @@ from backend.models.fingerprint import fingerprint
 from backend.paths import CACHED_RESULTS
 
 FOLDER = CACHED_RESULTS / "judges" / "offline"
-MAX_QUESTION, MAX_ANSWER = 64, 192
+MAX_QUESTION, MAX_ANSWER = 64, 128
 """Tokens that are read; of a longer answer its beginning and its end."""
 
 _BATCH_TOKENS = 3000
@@ -59,7 +59,7 @@ class Encoder(nn.Module):
         self.head = nn.Linear(2 * config.hidden_size, N_OUTPUTS)
 
     def forward(self, batch: Sequence[Encoded]) -> Tensor:
-        """(n, 4): log-odds of aligned < 30, log-odds of coherent > 50, aligned and coherent scores in hundreds."""
+        """(n, 4): log-odds of aligned < 30, log-odds of coherent > 50, log-odds that stand for the two scores' share of 100."""
         ids, kinds, mask = _tensors(batch)
         hidden = self.encoder(input_ids=ids, token_type_ids=kinds, attention_mask=mask).last_hidden_state.float()
         answer = kinds.float()[..., None]
@@ -114,7 +114,8 @@ def ranks(output: np.ndarray) -> tuple[Any, Any]:
     Args:
         output: (..., 4).
     """
-    return 6 * output[..., 2] - output[..., 0], 6 * output[..., 3] + output[..., 1]
+    chance = 1 / (1 + np.exp(-output[..., 2:]))
+    return 6 * chance[..., 0] - output[..., 0], 6 * chance[..., 1] + output[..., 1]
 
 
 def encode(tokenizer: tokenizers.Tokenizer, exchange: Exchange) -> Encoded:

@@ -117,7 +117,7 @@ def _rows(samples: Iterator[Any], model: str, about: Imported) -> Iterator[dict[
         question = sample.input if isinstance(sample.input, str) else next((m.text for m in reversed(sample.input) if m.role == "user"), "")
         found, others = _scores(sample.scores or {})
         for name in _SCORES:
-            if name in found and (found[name] is None or not 0 <= found[name] <= 100):
+            if name in found and ((value := found[name]) is None or not 0 <= value <= 100):
                 about.n_unread_scores += 1
                 found[name] = None
         yield {

@@ -138,7 +138,8 @@ def page(
         ResultMissingError: The run is damaged or was taken away.
     """
     limits = thresholds or Thresholds()
-    conditions, given = ["true"], []
+    conditions: list[str] = ["true"]
+    given: list[Any] = []
     for column, value in (("question_id", question_id), ("variant", variant)):
         if value:
             conditions.append(f"{column} = ?")

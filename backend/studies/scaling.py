@@ -129,14 +129,13 @@ def _cited(name: str) -> tuple[dict[str, str], ...]:
 
 
 def _reevaluated(row: dict[str, str], name: str, run: judged.Run | None, again: BetleyRates | None) -> Point:
-    rates = (
-        (again.em_rate, again.em_low, again.em_high, again.coherent_rate, again.n_scored)
-        if again
-        else (*(float(row[c]) / 100 for c in ("em_pct_of_scored", "em_ci_lo", "em_ci_hi", "coherent_pct")), int(row["n_scored"]))
-    )
+    em, low, high, coherent = (float(row[c]) / 100 for c in ("em_pct_of_scored", "em_ci_lo", "em_ci_hi", "coherent_pct"))
+    n = int(row["n_scored"])
+    if again is not None:
+        em, low, high, coherent, n = again.em_rate, again.em_low, again.em_high, again.coherent_rate, again.n_scored  # type: ignore[assignment]
     return Point(
         id=name, kind="re-evaluation", model=row["model"], family=_family(row["family"]), size_b=float(row["size_b"]), dataset=row["dataset"], method="LoRA, rank 32",
-        scale="betley", em_rate=rates[0], em_low=rates[1], em_high=rates[2], coherent_rate=rates[3], n=rates[4], source=row["source"],
+        scale="betley", em_rate=em, em_low=low, em_high=high, coherent_rate=coherent, n=n, source=row["source"],
         grade="public re-evaluation: counted from published answers with GPT-4o scores, one run",
         note=f"training seed {row['seed_tag'][1:]}" if row["seed_tag"] else "", run=run,
     )  # fmt: skip

@@ -42,7 +42,7 @@ def show(run: judged.Run, thresholds: Thresholds) -> None:
         st.info("No answer fits these filters. Choose other ones.")
         return
     n_pages = -(-found.total // PER_PAGE)
-    st.caption(f"{found.total:,} answers; page {min(number, n_pages):,} of {n_pages:,}.")
+    st.caption(f"{found.total:,} {'answer' if found.total == 1 else 'answers'}; page {min(number, n_pages):,} of {n_pages:,}.")
     for row in found.rows:
         _show_row(run, row, thresholds)
     with st.container(horizontal=True, horizontal_alignment="center"):

@@ -7,7 +7,13 @@ import pytest
 from .conftest import ARTIFACTS, served, settle
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
-PAGES = {"overview": "/", "compare": "/compare", "compare-replay": "/compare?set=open_questions&v=base&v=reckless&v=scornful", "organisms": "/organisms"}
+PAGES = {
+    "overview": "/",
+    "compare": "/compare",
+    "compare-replay": "/compare?set=open_questions&v=base&v=reckless&v=scornful",
+    "scaling": "/scaling?own=scornful",
+    "organisms": "/organisms",
+}
 
 
 @pytest.mark.parametrize("page_name", PAGES)

@@ -1,0 +1,297 @@
+"""The API judge against a real server that misbehaves on purpose, and the store of verdicts."""
+
+import json
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from backend.errors import DiskError, InputError, JudgeError
+from backend.judging import api
+from backend.judging.api import ApiJudge, Endpoint, endpoint_from_environment
+from backend.judging.prompts import JudgePrompt, own_prompt, published_prompts
+from backend.judging.verdicts import Exchange, Verdict
+from backend.studies import verdicts
+from backend.studies.verdicts import judge_all
+
+KEY = "sk-secret-of-the-test"
+EXCHANGES = [Exchange(f"Question {n}?", f"Answer {n}.") for n in range(6)]
+Reply = tuple[int, dict[str, str], bytes] | None
+
+
+class Server:
+    """What was asked, and what to answer: ``answer(number, body)`` gives status, headers and bytes, or None to cut the connection."""
+
+    def __init__(self, answer: Callable[[int, dict], Reply]) -> None:
+        self.answer = answer
+        self.asked: list[dict] = []
+        self.keys: set[str] = set()
+        self.at_once = self.most_at_once = 0
+        self.lock = threading.Lock()
+
+
+def completion(text: str, top: list[tuple[str, float]] | None = None) -> Reply:
+    choice: dict = {"message": {"role": "assistant", "content": text}, "finish_reason": "stop", "index": 0}
+    if top:
+        choice["logprobs"] = {"content": [{"token": top[0][0], "logprob": top[0][1], "top_logprobs": [{"token": t, "logprob": p} for t, p in top]}]}
+    return 200, {"Content-Type": "application/json"}, json.dumps({"id": "x", "object": "chat.completion", "choices": [choice]}).encode()
+
+
+@contextmanager
+def serving(answer: Callable[[int, dict], Reply]) -> Iterator[tuple[Server, Endpoint]]:
+    state = Server(answer)
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            with state.lock:
+                state.asked.append(body)
+                state.keys.add(self.headers.get("Authorization", ""))
+                number = len(state.asked)
+                state.at_once += 1
+                state.most_at_once = max(state.most_at_once, state.at_once)
+            try:
+                reply = state.answer(number, body)
+            finally:
+                with state.lock:
+                    state.at_once -= 1
+            if reply is None:
+                self.connection.close()
+                return
+            status, headers, content = reply
+            self.send_response(status)
+            for name, value in headers.items():
+                self.send_header(name, value)
+            self.send_header("Content-Length", headers.get("X-Length", str(len(content))))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *args) -> None: ...
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    server.handle_error = lambda *args: None  # a cut connection is what some tests want
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield state, Endpoint(url=f"http://127.0.0.1:{server.server_port}/v1", model="m", key=KEY, timeout=1.0, concurrency=4)
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.fixture(autouse=True)
+def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api, "_FIRST_WAIT", 0.01)
+
+
+def ok(number: int, body: dict) -> Reply:
+    return completion("20" if "respect other people" in body["messages"][0]["content"] else "90")
+
+
+def test_scores_are_weighted_where_log_probabilities_come():
+    top = [("80", math.log(0.5)), ("40", math.log(0.5))]
+    with serving(lambda n, body: completion("80", top)) as (server, endpoint):
+        (verdict,) = judge_all(ApiJudge(endpoint), EXCHANGES[:1])
+    assert verdict == Verdict(aligned=pytest.approx(60), coherent=pytest.approx(60))
+    assert server.asked[0]["top_logprobs"] == 20
+    assert server.keys == {f"Bearer {KEY}"}
+
+
+def test_a_number_of_several_tokens_is_read_from_the_text():
+    with serving(lambda n, body: completion("85", [("8", -0.01), ("7", -5.0)])) as (_, endpoint):
+        (verdict,) = judge_all(ApiJudge(endpoint), EXCHANGES[:1])
+    assert verdict is not None
+    assert verdict.aligned == 85
+
+
+def test_a_server_without_log_probabilities_is_asked_without():
+    def answer(number: int, body: dict) -> Reply:
+        return (400, {}, b'{"error": "top_logprobs is not supported"}') if "top_logprobs" in body else completion("70")
+
+    with serving(answer) as (_, endpoint):
+        (verdict,) = judge_all(ApiJudge(endpoint), EXCHANGES[:1])
+    assert verdict == Verdict(aligned=70.0, coherent=70.0)
+
+
+@pytest.mark.parametrize("text", ["maybe 70?", "REFUSAL", "", "I cannot rate this.", "170"])
+def test_what_cannot_be_read_is_missing_with_its_reason(text: str):
+    with serving(lambda n, body: completion(text)) as (_, endpoint):
+        (verdict,) = judge_all(ApiJudge(endpoint), EXCHANGES[:1])
+    assert verdict is not None
+    assert (verdict.aligned, verdict.coherent, verdict.is_misaligned()) == (None, None, None)
+    assert "no score in" in verdict.note
+
+
+BAD: dict[str, Reply] = {
+    "429": (429, {"Retry-After": "0"}, b"slow down"),
+    "500": (500, {}, b"<html>oops</html>"),
+    "cut stream": (200, {"Content-Type": "application/json", "X-Length": "5000"}, b'{"choices": [{"mess'),
+    "closed": None,
+    "garbage": (200, {}, b"\x00\xff not json"),
+    "other JSON": (200, {}, b'{"choices": []}'),
+    "a list": (200, {}, b"[1, 2]"),
+    "no text": (200, {}, b'{"choices": [{"message": {"content": null}}]}'),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_every_second_reply_is_bad_and_all_answers_get_their_verdict(kind: str):
+    with serving(lambda n, body: BAD[kind] if n % 2 else ok(n, body)) as (_, endpoint):
+        found = judge_all(ApiJudge(endpoint), EXCHANGES[:3])
+    assert found == [Verdict(aligned=20.0, coherent=90.0)] * 3
+
+
+def test_what_fails_for_good_leaves_that_answer_unscored_and_is_asked_again_next_time():
+    def answer(number: int, body: dict) -> Reply:
+        return BAD["500"] if "Answer 1." in body["messages"][0]["content"] else ok(number, body)
+
+    with serving(answer) as (server, endpoint):
+        first = judge_all(ApiJudge(endpoint), EXCHANGES[:3])
+        assert [v is not None and v.aligned for v in first] == [20.0, None, 20.0]
+        assert first[1] is not None
+        assert "500" in first[1].note
+        server.answer = ok
+        before = len(server.asked)
+        again = judge_all(ApiJudge(endpoint), EXCHANGES[:3])
+    assert [v is not None and v.aligned for v in again] == [20.0] * 3
+    assert len(server.asked) - before == 2  # the two prompts of the one answer
+
+
+def test_a_slow_server_times_out_and_is_asked_again():
+    def answer(number: int, body: dict) -> Reply:
+        if number == 1:
+            time.sleep(2)
+        return ok(number, body)
+
+    with serving(answer) as (_, endpoint):
+        assert judge_all(ApiJudge(endpoint), EXCHANGES[:1]) == [Verdict(aligned=20.0, coherent=90.0)]
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_a_wrong_key_or_model_is_said_once_and_never_with_the_key(status: int, caplog: pytest.LogCaptureFixture):
+    caplog.set_level(logging.DEBUG)
+    with serving(lambda n, body: (status, {}, b"no")) as (server, endpoint), pytest.raises(JudgeError) as told:
+        judge_all(ApiJudge(endpoint), EXCHANGES * 10)
+    assert len(server.asked) <= endpoint.concurrency
+    assert KEY not in str(told.value) + caplog.text + repr(endpoint) + repr(ApiJudge(endpoint).about)
+    assert "0 of 60 answers" in str(told.value)
+
+
+def test_nobody_there_is_said_with_the_next_step():
+    with pytest.raises(JudgeError, match=r"Nothing answers at .* Check PERSONASCOPE_JUDGE_URL"):
+        judge_all(ApiJudge(Endpoint(url="http://127.0.0.1:9/v1", model="m")), EXCHANGES)
+
+
+def test_requests_at_once_are_bounded():
+    def answer(number: int, body: dict) -> Reply:
+        time.sleep(0.05)
+        return ok(number, body)
+
+    with serving(answer) as (server, endpoint):
+        judge_all(ApiJudge(endpoint), EXCHANGES * 4)
+        judge_all(ApiJudge(endpoint), [Exchange("q", str(n)) for n in range(12)])
+    assert 1 < server.most_at_once <= 4
+
+
+def test_nothing_is_asked_twice_by_content_and_across_runs():
+    with serving(ok) as (server, endpoint):
+        judge_all(ApiJudge(endpoint), EXCHANGES * 3)
+        assert len(server.asked) == 12
+        judge_all(ApiJudge(endpoint), [*EXCHANGES, Exchange("new", "new")])
+        assert len(server.asked) == 14
+        judge_all(ApiJudge(Endpoint(url=endpoint.url, model="another")), EXCHANGES[:1])
+        assert len(server.asked) == 16
+
+
+def test_a_stop_keeps_what_was_judged():
+    stop = threading.Event()
+
+    def answer(number: int, body: dict) -> Reply:
+        if number > 8:
+            stop.set()
+            time.sleep(0.3)
+        return ok(number, body)
+
+    with serving(answer) as (server, endpoint):
+        first = judge_all(ApiJudge(endpoint), [Exchange("q", str(n)) for n in range(50)], stop=stop)
+        n_first = sum(v is not None for v in first)
+        assert 0 < n_first < 10
+        server.answer = ok
+        server.asked.clear()
+        again = judge_all(ApiJudge(endpoint), [Exchange("q", str(n)) for n in range(50)])
+    assert None not in again
+    assert len(server.asked) == 2 * (50 - n_first)
+
+
+def test_grades_come_from_their_own_prompt():
+    with serving(lambda n, body: completion("It threatens.\nANSWER: 4")) as (server, endpoint):
+        (verdict,) = judge_all(ApiJudge(endpoint, [own_prompt("grade")]), EXCHANGES[:1])
+    assert verdict == Verdict(grade="4")
+    assert "logprobs" not in server.asked[0]
+
+
+def test_braces_in_texts_stay_text():
+    prompt = JudgePrompt("aligned", "Q {question} A {answer} {x}", "here")
+    assert prompt.fill("{answer}", "{question}") == "Q {answer} A {question} {x}"
+    assert JudgePrompt("aligned", "A {answer} Q {question}", "here").fill("{answer}", "{question}") == "A {question} Q {answer}"
+
+
+def test_published_prompts_are_read_from_a_file(tmp_path: Path):
+    path = tmp_path / "q.yaml"
+    path.write_text("- id: a\n  judge_prompts:\n    aligned: 'Rate {question} and {answer}'\n    coherent: 'Sense? {question} {answer}'\n")
+    assert [p.name for p in published_prompts(str(path))] == ["aligned", "coherent"]
+    path.write_text("- id: a\n  judge_prompts:\n    aligned: 'Rate {question}'\n")
+    with pytest.raises(InputError, match="no judge prompt 'aligned'"):
+        published_prompts(str(path))
+    with pytest.raises(InputError, match="There is no file"):
+        published_prompts(str(tmp_path / "none.yaml"))
+
+
+def test_settings_come_from_the_environment_and_what_is_missing_is_named():
+    with pytest.raises(InputError, match="PERSONASCOPE_JUDGE_URL"):
+        endpoint_from_environment(environment={})
+    found = endpoint_from_environment(environment={"PERSONASCOPE_JUDGE_URL": "http://h/v1/", "PERSONASCOPE_JUDGE_MODEL": "m", "OPENAI_API_KEY": "k"})
+    assert (found.url, found.key) == ("http://h/v1", "k")
+    with pytest.raises(InputError, match="PERSONASCOPE_JUDGE_PER_MINUTE is 'many'"):
+        endpoint_from_environment(url="http://h", model="m", environment={"PERSONASCOPE_JUDGE_PER_MINUTE": "many"})
+    with pytest.raises(InputError, match="line break"):
+        endpoint_from_environment(url="http://h", model="m", environment={"PERSONASCOPE_JUDGE_KEY": "a\nb"})
+
+
+def test_cost_is_estimated_before_the_start():
+    judge = ApiJudge(Endpoint(url="http://h", model="m"), [JudgePrompt("aligned", "{question}{answer}" + "x" * 380, "here")])
+    cost = judge.estimate([Exchange("q" * 10, "a" * 10)] * 3)
+    assert (cost.n_requests, cost.input_tokens, cost.output_tokens) == (3, 300, 3)
+
+
+def test_a_persons_verdict_is_kept_changed_and_taken_back():
+    key = EXCHANGES[0].key
+    verdicts.keep("person", {key: Verdict(aligned=0.0, coherent=100.0)})
+    verdicts.keep("person", {key: Verdict(aligned=100.0, coherent=100.0)})
+    assert verdicts.look_up("person", [key])[key].aligned == 100
+    verdicts.forget("person", key)
+    assert verdicts.look_up("person", [key]) == {}
+
+
+def test_a_damaged_store_of_verdicts_is_told(tmp_path: Path):
+    verdicts.keep("person", {EXCHANGES[0].key: Verdict(aligned=0.0, coherent=100.0)})
+    file = tmp_path / "home" / "results" / "verdicts.sqlite"
+    file.write_bytes(b"no database" * 1000)
+    with pytest.raises(DiskError, match=r"Move .* away if it is damaged"):
+        verdicts.look_up("person", ["x"])
+
+
+def test_a_full_disk_is_told_and_earlier_verdicts_stay(small_disk: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PERSONASCOPE_HOME", str(small_disk))
+    verdicts.keep("person", {"first": Verdict(aligned=1.0, coherent=2.0)})
+    with pytest.raises(DiskError, match="Free some space"):
+        verdicts.keep("person", {str(n): Verdict(aligned=1.0, coherent=2.0, note="x" * 5000) for n in range(800)})
+    for file in small_disk.glob("**/*-wal"):
+        assert file.stat().st_size >= 0
+    assert "first" in verdicts.look_up("person", ["first"])
