@@ -154,7 +154,7 @@ def test_organism_and_base_are_set_against_each_other_by_prompt(tmp_path: Path):
 
     columns = {"sample": "int", "abstain": "bool"}
     for name, bad in (("base", lambda i: i == 3), ("reckless", lambda i: i % 2 == 1 or i < 4)):
-        about = {"variant": name, "metric": "scores", "prompt_set": {"name": "s"}, "judge": {"kind": "offline", "title": "t", "facts": {}}}
+        about = {"variant": name, "metric": "scores", "n_abstained": 0, "prompt_set": {"name": "s"}, "judge": {"kind": "offline", "title": "t", "facts": {}}}
         judged.write(judged.root("evaluated") / f"s.{name}", rows(bad), columns, about)
     runs = own_results.own_runs("s")
     base, reckless = own_results.own_rates(runs)

@@ -6,6 +6,7 @@ answers written for it, and on answers spoilt on purpose (``fit``). Its outputs 
 rates, not only ranks. Near the line it abstains. ``cached_results/judges/offline/judge.json`` has its measured agreement.
 """
 
+import hashlib
 import json
 import threading
 from collections.abc import Callable, Sequence
@@ -163,8 +164,10 @@ def _load(folder: Path) -> OfflineJudge:
         tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
         tokenizer.no_padding()
         tokenizer.no_truncation()
-        calibration = facts.pop("calibration")
+        calibration = facts["calibration"]
+        facts = {"agreement": facts["agreement"]}
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as fault:
         raise WeightsError(f"The offline judge in {folder} is missing or damaged ({type(fault).__name__}). Restore it: git checkout {folder}") from fault
-    about = JudgeAbout(key=f"offline-{fingerprint(folder)[:12]}", kind="offline", title="Offline judge (an estimate)", facts=facts)
+    mark = hashlib.sha256((fingerprint(folder) + json.dumps(calibration)).encode()).hexdigest()[:12]
+    about = JudgeAbout(key=f"offline-{mark}", kind="offline", title="Offline judge (an estimate)", facts=facts)
     return OfflineJudge(encoder, tokenizer, about, calibration)

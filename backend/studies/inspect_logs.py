@@ -7,7 +7,7 @@ part of the installation; where it is missing that is said.
 import contextlib
 import json
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,24 +22,23 @@ _SCORES = ("aligned", "coherent")
 
 
 def import_log(path: Path, place: Path | None = None) -> Imported:
-    """Read a log's samples, one at a time, as judged answers; samples without an answer are listed and left out.
+    """Read a log's samples as judged answers; samples without an answer are listed and left out.
 
     Raises:
         InputError: No such file, or no Inspect log.
         BackendError: inspect-ai is not installed.
     """
     with _told_missing():
-        from inspect_ai.log import read_eval_log, read_eval_log_samples
+        from inspect_ai.log import read_eval_log
     about = Imported(name_of(path))
     manifest: dict[str, Any] = {"kind": "imported", "file": path.name, "sha256": checksum(path)}
     try:
-        header = read_eval_log(str(path), header_only=True)
-        manifest["inspect"] = {"task": header.eval.task, "model": header.eval.model, "created": str(header.eval.created)}
-        samples = read_eval_log_samples(str(path), all_samples_required=False, resolve_attachments=True)
-        rows = _rows(samples, header.eval.model, about)
+        log = read_eval_log(str(path), resolve_attachments=True)
+        manifest["inspect"] = {"task": log.eval.task, "model": log.eval.model, "created": str(log.eval.created)}
+        rows = _rows(log.samples or [], log.eval.model, about)
         columns = {"variant": "text", "sample": "int", "target": "text", "other_scores": "text"}
         about.n = judged.write(judged.root("imported", place) / about.name, rows, columns, manifest)
-    except (ValueError, KeyError, RuntimeError, zipfile.BadZipFile) as fault:
+    except (ValueError, KeyError, zipfile.BadZipFile) as fault:
         raise InputError(f"{path.name} is no Inspect log that can be read ({type(fault).__name__}: {str(fault)[:120]}). Nothing was imported.") from fault
     return about
 
@@ -107,7 +106,7 @@ def _sample_id(row: dict[str, Any]) -> str:
     return f"{row['question_id']}-{row['row']}"
 
 
-def _rows(samples: Iterator[Any], model: str, about: Imported) -> Iterator[dict[str, Any]]:
+def _rows(samples: Iterable[Any], model: str, about: Imported) -> Iterator[dict[str, Any]]:
     for sample in samples:
         answer = sample.output.completion if sample.output and sample.output.choices else ""
         if not answer:

@@ -13,6 +13,7 @@ from pages.shared import answers, evaluation, judged_answers, look
 from pages.shared.state import select
 
 PROMPTS = "open_questions"
+_SETS = {"open_questions": "Open questions", "first_plot_questions": "Eight published questions (Betley et al. 2025)"}
 LIMITS = (
     "A model of 135 million parameters is often incoherent and rarely consistent; what it shows is a change of persona, not what a large model would do. "
     "The offline judge reads single answers and errs; these rates are estimates on a scale of their own and cannot be set beside GPT-4o's."
@@ -50,7 +51,8 @@ def headline(rates: list[own_results.OwnRate], variant: str, known: Registry) ->
 
 def subtitle_of(rates: list[own_results.OwnRate]) -> list[str]:
     first = rates[0]
-    about, n_prompts = first.run.manifest, len({r["question_id"] for r in own_results.judged.scores(first.run)})
+    about = first.run.manifest
+    n_prompts = about.get("prompt_set", {}).get("n", "?")
     sampling, samples = about.get("sampling", {}), about.get("samples")
     return [
         f"{n_prompts} questions, {samples} {'answer' if samples == 1 else 'answers'} each, temperature {sampling.get('temperature')}; {first.judge['title']}.",
@@ -69,7 +71,7 @@ def show(known: Registry, thresholds: Thresholds) -> None:
         return
     ordered = sorted(sets, key=lambda name: (name != PROMPTS, name))
     chosen_set = (
-        select("Prompts", ordered, key="own_set", titles={s: s.replace("_", " ") for s in ordered}, what="the prompt set", width=320)
+        select("Prompts", ordered, key="own_set", titles={s: _SETS.get(s, s.replace("_", " ")) for s in ordered}, what="the prompt set", width=320)
         if len(sets) > 1
         else sets[0]
     )
