@@ -65,7 +65,7 @@ def export_log(run: judged.Run, out: Path) -> None:
             created=str(run.manifest.get("created") or "1970-01-01T00:00:00+00:00"),
             task=run.name,
             dataset=EvalDataset(
-                name=str(run.manifest.get("prompt_set", {}).get("name", run.name)), samples=len(rows), sample_ids=[_sample_id(row) for row in rows]
+                name=str(run.manifest.get("prompt_set", {}).get("name", run.name)), samples=len(rows), sample_ids=[row["row"] + 1 for row in rows]
             ),
             model=f"personascope/{variant}",
             config=EvalConfig(),
@@ -91,7 +91,7 @@ def _sample(row: dict[str, Any], variant: str) -> Any:
     scores = {name: Score(value=row[name], answer=row["answer"]) for name in _SCORES if row[name] is not None}
     others = {k: v for k, v in row.items() if k not in (*judged.COLUMNS, "row") and v is not None}
     return EvalSample(
-        id=_sample_id(row),
+        id=row["row"] + 1,
         epoch=1,
         input=row["question"],
         target="",
@@ -100,10 +100,6 @@ def _sample(row: dict[str, Any], variant: str) -> Any:
         scores=scores,
         metadata={"question_id": row["question_id"]} | others,
     )
-
-
-def _sample_id(row: dict[str, Any]) -> str:
-    return f"{row['question_id']}-{row['row']}"
 
 
 def _rows(samples: Iterable[Any], model: str, about: Imported) -> Iterator[dict[str, Any]]:
