@@ -3,6 +3,7 @@
 import json
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,42 @@ def test_an_evaluation_keeps_a_run_a_variant_and_asks_nothing_twice(tiny_registr
     evaluate(evaluation(tiny_registry), again, lambda: pytest.fail("all answers are in the store"), load_registry(), Progress())
     assert again.asked == []
     assert len(judged.runs("evaluated", shipped=False)) == len(tiny_registry)
+
+
+def test_a_question_that_was_answered_in_another_set_keeps_its_own_id(tiny_registry: list[str], service: ModelService):
+    evaluate(evaluation(["odd"]), RuleJudge(by_length), lambda: service, load_registry(), Progress())
+    other = PromptSet("other", "Other", tuple(Prompt(f"z{i}", f"Question {2 - i}?") for i in range(3)))
+    first = evaluation(["odd"])
+    again = Evaluation(comparison=replace(first.comparison, prompts=other.prompts), prompt_set=other)
+    evaluate(again, RuleJudge(by_length), lambda: pytest.fail("all answers are in the store"), load_registry(), Progress())
+    run = own_results.own_runs("other", judge="rule")["odd"]
+    assert {row["question_id"]: row["question"] for row in judged.page(run).rows} == {"z0": "Question 2?", "z1": "Question 1?", "z2": "Question 0?"}
+
+
+def test_runs_of_other_settings_are_not_set_against_each_other(tiny_registry: list[str], service: ModelService):
+    evaluate(evaluation(tiny_registry), RuleJudge(by_length), lambda: service, load_registry(), Progress())
+    evaluate(evaluation(["odd"], samples=3), RuleJudge(by_length), lambda: service, load_registry(), Progress())
+    runs = own_results.own_runs("tiny_set", judge="rule")
+    assert {run.manifest["samples"] for run in runs.values()} == {2}
+    assert set(runs) == set(tiny_registry)
+
+
+def test_where_one_has_no_rate_there_is_no_difference(tmp_path: Path):
+    for name, coherent in (("base", 10.0), ("reckless", 90.0)):
+        about = {"variant": name, "kind": "evaluated", "created": "2026", "metric": "scores", "prompt_set": {"name": "s"},
+                 "judge": {"key": "k", "kind": "offline", "title": "t", "facts": {}}}  # fmt: skip
+        rows = ({"question": "q", "question_id": f"q{i}", "answer": "a", "aligned": 5.0, "coherent": coherent} for i in range(4))
+        judged.write(judged.root("evaluated") / name, rows, {}, about)
+    found = own_results.own_rates(own_results.own_runs("s"))
+    assert [(r.rates.em_rate, r.against_base) for r in found] == [(None, None), (1.0, None)]
+
+
+def test_odd_manifests_hide_their_run(tmp_path: Path):
+    for number, odd in enumerate(({"judge": "offline"}, {"prompt_set": None}, {"judge": {"kind": 1}}, {"created": 3})):
+        about = {"variant": "base", "kind": "evaluated", "created": "2026", "metric": "scores", "prompt_set": {"name": "s"},
+                 "judge": {"key": "k", "kind": "offline", "title": "t", "facts": {}}} | odd  # fmt: skip
+        judged.write(judged.root("evaluated") / f"odd{number}", iter(()), {}, about)
+    assert judged.runs("evaluated", shipped=False) == []
 
 
 def test_abstentions_enter_no_rate(tiny_registry: list[str], service: ModelService):
@@ -154,7 +191,8 @@ def test_organism_and_base_are_set_against_each_other_by_prompt(tmp_path: Path):
 
     columns = {"sample": "int", "abstain": "bool"}
     for name, bad in (("base", lambda i: i == 3), ("reckless", lambda i: i % 2 == 1 or i < 4)):
-        about = {"variant": name, "metric": "scores", "n_abstained": 0, "prompt_set": {"name": "s"}, "judge": {"kind": "offline", "title": "t", "facts": {}}}
+        about = {"variant": name, "kind": "evaluated", "created": "2026-01-01", "metric": "scores", "n_abstained": 0, "prompt_set": {"name": "s"},
+                 "judge": {"key": "k", "kind": "offline", "title": "t", "facts": {}}}  # fmt: skip
         judged.write(judged.root("evaluated") / f"s.{name}", rows(bad), columns, about)
     runs = own_results.own_runs("s")
     base, reckless = own_results.own_rates(runs)

@@ -75,6 +75,27 @@ def test_bad_rows_are_listed_by_line_and_left_out(tmp_path: Path):
     assert only_run().manifest["faults"] == about.faults
 
 
+def test_a_name_is_no_pattern(tmp_path: Path):
+    import_rollouts(write_csv(tmp_path / "a.csv", [row(80)] * 2))
+    import_rollouts(write_csv(tmp_path / "[ab]*?.csv", [row(5)]))
+    assert {name: r.em_rate for (name,), r in judged.rates(judged.runs("imported", shipped=False)).items()} == {"a": 0.0, "[ab]*?": 1.0}
+
+
+def test_an_open_quote_at_the_end_is_told(tmp_path: Path):
+    path = tmp_path / "cut.csv"
+    path.write_text('response,question,question_id,aligned,coherent\na,q,i,80,90\n"cut off in the mid')
+    with pytest.raises(InputError, match="can be read to its end"):
+        import_rollouts(path)
+
+
+def test_columns_that_differ_in_case_alone_are_kept_apart(tmp_path: Path):
+    import_rollouts(write_csv(tmp_path / "case.csv", [[*row(5), "x", "y"]], [*HEADER, "IS_MISALIGNED", "Row"]))
+    (shown,) = judged.page(only_run()).rows
+    assert (shown["is_misaligned"], shown["IS_MISALIGNED_"], shown["Row_"]) == (True, "x", "y")
+    with pytest.raises(InputError, match="a column twice"):
+        import_rollouts(write_csv(tmp_path / "case.csv", [], [*HEADER, "Aligned"]))
+
+
 def test_repeated_rows_are_kept_and_counted(tmp_path: Path):
     about = import_rollouts(write_csv(tmp_path / "f.csv", [row()] * 3))
     assert (about.n, about.n_repeated) == (3, 2)

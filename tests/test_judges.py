@@ -163,6 +163,44 @@ def test_what_fails_for_good_leaves_that_answer_unscored_and_is_asked_again_next
     assert len(server.asked) - before == 2  # the two prompts of the one answer
 
 
+def test_half_a_verdict_is_asked_again():
+    def answer(number: int, body: dict) -> Reply:
+        return ok(number, body) if "respect other people" in body["messages"][0]["content"] else BAD["500"]
+
+    with serving(answer) as (server, endpoint):
+        (half,) = judge_all(ApiJudge(endpoint), EXCHANGES[:1])
+        assert half is not None
+        assert (half.aligned, half.coherent, half.is_partial) == (20.0, None, True)
+        server.answer = ok
+        assert judge_all(ApiJudge(endpoint), EXCHANGES[:1]) == [Verdict(aligned=20.0, coherent=90.0)]
+
+
+def test_what_cannot_be_read_is_not_paid_for_twice():
+    with serving(lambda n, body: completion("maybe 70?")) as (server, endpoint):
+        judge_all(ApiJudge(endpoint), EXCHANGES[:1])
+        n = len(server.asked)
+        judge_all(ApiJudge(endpoint), EXCHANGES[:1])
+    assert len(server.asked) == n
+
+
+def test_a_server_that_refuses_everything_ends_the_run():
+    with serving(lambda n, body: (422, {}, b"max_tokens is not known")) as (server, endpoint), pytest.raises(JudgeError, match="refuses every request"):
+        judge_all(ApiJudge(endpoint), EXCHANGES * 10)
+    assert len(server.asked) < 20
+
+
+def test_a_text_with_log_probabilities_is_read_where_the_first_token_is_no_number():
+    with serving(lambda n, body: completion("Score: 70", [("Score", -0.01), ("70", -6.0)])) as (_, endpoint):
+        assert judge_all(ApiJudge(endpoint), EXCHANGES[:1]) == [Verdict(aligned=70.0, coherent=70.0)]
+
+
+def test_an_address_with_a_secret_is_refused():
+    for url in ("https://user:secret@h/v1", "https://h/v1?key=secret"):
+        with pytest.raises(InputError, match="plain address") as told:
+            endpoint_from_environment(url=url, model="m", environment={})
+        assert "secret" not in str(told.value)
+
+
 def test_a_slow_server_times_out_and_is_asked_again():
     def answer(number: int, body: dict) -> Reply:
         if number == 1:

@@ -15,7 +15,7 @@ PAGES = [CHECKOUT / "app.py", *sorted((CHECKOUT / "pages").rglob("*.py"))]
 HEAVY = {"torch", "transformers", "peft"}
 LIGHT = [
     "backend.charts.divergence", "backend.charts.roles", "backend.generation.jobs", "backend.generation.records", "backend.generation.service",
-    "backend.models.memory", "backend.models.records", "backend.models.registry", "backend.models.sources", "backend.studies.compare",
+    "backend.judging.offline", "backend.models.memory", "backend.models.records", "backend.models.registry", "backend.models.sources", "backend.studies.compare",
     "backend.studies.divergence", "backend.studies.provenance", "backend.studies.store", "backend.text.chat", "backend.text.prompts",
 ]  # fmt: skip
 

@@ -12,8 +12,8 @@ SYMBOLS = {"circle": "●", "square": "■", "diamond": "◆"}
 POINT = "point"
 """Name of the selection; it gives ``id``."""
 
-_SIZES = [0.5, 1, 2, 4, 8, 16, 32]
-_ROOM = [0.4, 45.0]
+_SIZES = [0.25, 1, 4, 16, 64]
+_ROOM = [0.1, 100.0]
 _LEAST_COHERENT = 60.0
 _AXIS = 34  # pixels of an axis' labels, so that panels stand under each other
 
@@ -31,8 +31,8 @@ def em_panel(points: pd.DataFrame, *, title: str) -> Any:
             source, grade, note, answers``. A point without ``em`` draws its range alone.
     """
     select = alt.selection_point(name=POINT, fields=["id"], on="click", empty=False)
-    spans = alt.Chart(points).transform_filter("isValid(datum.low)").mark_rule(strokeWidth=1.5, opacity=0.6)
-    y = alt.Y("em:Q", scale=alt.Scale(domain=[0, 45]), axis=alt.Axis(title="EM, %", tickCount=5, minExtent=_AXIS))
+    spans = alt.Chart(points).transform_filter("isValid(datum.low)").mark_rule(strokeWidth=1.5, opacity=0.6, clip=True)
+    y = alt.Y("em:Q", scale=alt.Scale(domain=[0, max(45.0, _most(points, "high"))]), axis=alt.Axis(title="EM, %", tickCount=5, minExtent=_AXIS))
     layers = [spans.encode(x=_size(named=False), y=alt.Y("low:Q"), y2="high:Q", color=_family(alt.Color, 0), tooltip=_tooltip())]
     return _styled(alt.layer(*layers, *_marks(points, "em", _size(named=False), y, select))).properties(
         height=270, title=alt.Title(title, anchor="start", fontSize=14, offset=8)
@@ -42,9 +42,19 @@ def em_panel(points: pd.DataFrame, *, title: str) -> Any:
 def coherence_panel(points: pd.DataFrame, *, low_coherence: float) -> Any:
     """Coherent rate against size, under ``em_panel``; the region below ``low_coherence`` (per cent) is shaded."""
     region = pd.DataFrame({"from": [_LEAST_COHERENT], "to": [low_coherence], "left": [_ROOM[0]], "right": [_ROOM[1]]})
-    y = alt.Y("coherent:Q", scale=alt.Scale(domain=[_LEAST_COHERENT, 100], zero=False), axis=alt.Axis(title="Coherent, %", tickCount=3, minExtent=_AXIS))
+    y = alt.Y(
+        "coherent:Q",
+        scale=alt.Scale(domain=[min(_LEAST_COHERENT, -_most(-points[["coherent"]], "coherent")), 100], zero=False),
+        axis=alt.Axis(title="Coherent, %", tickCount=3, minExtent=_AXIS),
+    )
     shade = alt.Chart(region).mark_rect(opacity=0.13, color="#777").encode(x=alt.X("left:Q"), x2="right:Q", y=alt.Y("from:Q"), y2="to:Q")
     return _styled(alt.layer(shade, *_marks(points, "coherent", _size(named=True), y))).properties(height=140)
+
+
+def _most(points: pd.DataFrame, column: str) -> float:
+    """The largest value of a column, 0 where it has none."""
+    values = points[column].dropna()
+    return float(values.max()) if len(values) else 0.0
 
 
 def _size(*, named: bool) -> alt.X:
@@ -65,11 +75,11 @@ def _marks(points: pd.DataFrame, measure: str, x: alt.X, y: alt.Y, select: alt.P
     there = alt.Chart(points).transform_filter(f"isValid(datum.{measure})")
     look = {"x": x, "y": y, "color": _family(alt.Color, 0)}
     marked = look | {"shape": _family(alt.Shape, 1), "tooltip": _tooltip()}
-    lines = there.transform_filter("datum.on_line").mark_line(strokeWidth=1.5, opacity=0.5).encode(**look)
-    dots = there.transform_filter("datum.kind != 'paper'").mark_point(filled=True, size=95, opacity=1, stroke="#888", strokeWidth=0).encode(**marked)
+    lines = there.transform_filter("datum.on_line").mark_line(strokeWidth=1.5, opacity=0.5, clip=True).encode(**look)
+    dots = there.transform_filter("datum.kind != 'paper'").mark_point(filled=True, size=95, opacity=1, clip=True, stroke="#888", strokeWidth=0).encode(**marked)
     if select is not None:
         dots = dots.encode(strokeWidth=alt.condition(select, alt.value(4), alt.value(0))).add_params(select)
-    printed = there.transform_filter("datum.kind == 'paper'").mark_point(filled=False, size=95, strokeWidth=1.8).encode(**marked)
+    printed = there.transform_filter("datum.kind == 'paper'").mark_point(filled=False, size=95, strokeWidth=1.8, clip=True).encode(**marked)
     return [lines, dots, printed]
 
 

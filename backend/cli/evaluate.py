@@ -8,7 +8,7 @@ import argparse
 from dataclasses import asdict
 from pathlib import Path
 
-from backend.cli.judge import add_endpoint, api_judge, ask_cost
+from backend.cli.judge import add_endpoint, api_judge, say_cost
 from backend.cli.output import ProgressLine, format_seconds, format_share, print_json, print_table, say
 from backend.cli.rates import add_thresholds, thresholds
 from backend.errors import BackendError, InputError
@@ -90,7 +90,7 @@ def _judge(options: argparse.Namespace, evaluation: Evaluation) -> Judge:
     if options.judge == "api":
         judge = api_judge(options, grades=options.metric == "grades")
         comparison = evaluation.comparison
-        ask_cost(judge, len(comparison.variants) * comparison.samples * len(comparison.prompts), options.max_new_tokens)
+        say_cost(judge, len(comparison.variants) * comparison.samples * len(comparison.prompts), options.max_new_tokens)
         return judge
     if options.metric == "grades":
         raise InputError("The offline judge gives scores, no grades. Use --judge api --metric grades.")
@@ -131,7 +131,7 @@ def _forced_choice(options: argparse.Namespace) -> int:
         if job.state == "stopped":
             say("Stopped; what was read is kept.")
             return 130
-    rollouts = [known[key] for key in found.keys]
+    rollouts = [known[key] for key in found.keys if key in known]
     if options.out:
         store.save(rollouts, provenance() | compare.describe(rollouts), name=options.out.name, root=options.out.parent)
     preferences = forced_choice.preferences(forced_choice.odds(rollouts, pairs))

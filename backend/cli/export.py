@@ -25,6 +25,8 @@ def run(options: argparse.Namespace) -> int:
         raise InputError(f"There is no judged run {options.run!r}. List them: python -m backend export")
     chosen = known[options.run]
     out = options.out or Path(f"{chosen.name}.{'csv' if options.format == 'csv' else 'eval'}")
+    if out.is_dir() or not out.absolute().parent.is_dir():
+        raise InputError(f"{out} cannot be written: give a file in a folder that is there.")
     if options.format == "inspect":
         from backend.studies.inspect_logs import export_log
 

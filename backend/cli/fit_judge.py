@@ -20,5 +20,8 @@ def run(options: argparse.Namespace) -> int:
     from backend.judging import calibrate, fit
 
     fit.run(options.rollouts, options.minilm, options.out, only=options.only, say=say)
-    calibrate.write(options.rollouts, options.minilm, options.out, say=say)
+    if (options.out / "final.npz").exists() and len(list(options.out.glob("family-*.npz"))) > 1:
+        calibrate.write(options.rollouts, options.minilm, options.out, say=say)
+    else:
+        say("The calibration needs the final fit and two families; run again without --only.")
     return 0

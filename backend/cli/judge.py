@@ -39,11 +39,12 @@ def api_judge(options: argparse.Namespace, *, grades: bool = False) -> ApiJudge:
     return ApiJudge(endpoint, published_prompts(options.judge_prompts) if options.judge_prompts else ())
 
 
-def ask_cost(judge: ApiJudge, n_answers: int, n_tokens: int) -> None:
+def say_cost(judge: ApiJudge, n_answers: int, n_tokens: int) -> None:
     """Say what a run will ask of the endpoint, before it starts."""
-    one = judge.estimate([Exchange("", "x" * 4 * n_tokens)])
+    one = judge.estimate([Exchange("x" * 200, "x" * 4 * n_tokens)])
     say(
-        f"At most {one.n_requests * n_answers:,} requests, about {one.input_tokens * n_answers:,} tokens in and {one.output_tokens * n_answers:,} out. {_CENTS_HINT}"
+        f"About {one.n_requests * n_answers:,} requests, {one.input_tokens * n_answers:,} tokens in and {one.output_tokens * n_answers:,} out, less what was "
+        f"asked before; invalid answers are sampled again. {_CENTS_HINT}"
     )
 
 

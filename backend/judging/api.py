@@ -25,6 +25,7 @@ _TRIES = 6
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 30.0  # seconds
 _TOP_LOGPROBS = 20
 _TOKENS_OF_A_GRADE = 200
+_REFUSED_AT_FIRST = 5
 _RETRIED = {408, 409, 425, 429}
 _CHARACTERS_PER_TOKEN = 4.0  # of English, roughly
 
@@ -66,6 +67,10 @@ def endpoint_from_environment(*, url: str = "", model: str = "", environment: Ma
             "The API judge needs an address and a model: set PERSONASCOPE_JUDGE_URL (such as https://host/v1), PERSONASCOPE_JUDGE_MODEL, and "
             "PERSONASCOPE_JUDGE_KEY if it asks for a key."
         )
+    if "@" in url or "?" in url:
+        raise InputError(
+            "The judge's address holds a user name, a password or parameters, which would be kept with results. Give the plain address, and the key apart."
+        )
     numbers = {}
     for name, unit in (("PERSONASCOPE_JUDGE_CONCURRENCY", "concurrency"), ("PERSONASCOPE_JUDGE_PER_MINUTE", "per_minute")):
         if said := environment.get(name):
@@ -84,6 +89,10 @@ class ApiJudge:
     def __init__(self, endpoint: Endpoint, prompts: Sequence[JudgePrompt] = ()) -> None:
         self._endpoint = endpoint
         self._prompts = tuple(prompts) or (own_prompt("aligned"), own_prompt("coherent"))
+        self._gives_logprobs = True
+        self._n_refused: int | None = 0
+        """Requests refused before the first good reply; None after it."""
+
         said = hashlib.sha256("\0".join([endpoint.url, endpoint.model, *(p.sha256 for p in self._prompts)]).encode()).hexdigest()[:12]
         self.about = JudgeAbout(
             key=f"api-{said}",
@@ -140,15 +149,22 @@ class ApiJudge:
         """One answer by all prompts; what could not be had or read is missing, with the reason."""
         found: dict[str, Any] = {}
         notes = []
+        is_partial = False
         for prompt in self._prompts:
-            said, note = await self._ask(client, begin, prompt, exchange)
-            found[prompt.name] = said
+            try:
+                found[prompt.name], note = await self._ask(client, begin, prompt, exchange)
+            except _NotHadError as fault:
+                note, is_partial = str(fault), True
             if note:
                 notes.append(f"{prompt.name}: {note}")
-        return Verdict(**found, note="; ".join(notes))
+        return Verdict(**found, note="; ".join(notes), is_partial=is_partial)
 
     async def _ask(self, client: Any, begin: "_Pace", prompt: JudgePrompt, exchange: Exchange) -> tuple[Any, str]:
-        """A score or grade, and why it is missing."""
+        """A score or grade, and why it cannot be read.
+
+        Raises:
+            _NotHadError: No reply could be had.
+        """
         is_grade = prompt.name == "grade"
         body: dict[str, Any] = {
             "model": self._endpoint.model,
@@ -156,20 +172,23 @@ class ApiJudge:
             "temperature": 0,
             "max_tokens": _TOKENS_OF_A_GRADE if is_grade else 8,
         }
-        if not is_grade:
+        if not is_grade and self._gives_logprobs:
             body |= {"logprobs": True, "top_logprobs": _TOP_LOGPROBS}
-        reply = await self._post(client, begin, body)
-        if isinstance(reply, str):
-            return None, reply
-        text, top = reply
+        text, top = await self._post(client, begin, body)
         if is_grade:
             grade = parse_grade(text)
             return grade, "" if grade else f"no grade in {_quoted(text)}"
-        score = expected_score(top) if top else parse_score(text)
+        score = expected_score(top)
+        score = parse_score(text) if score is None else score
         return score, "" if score is not None else f"no score in {_quoted(text)}"
 
-    async def _post(self, client: Any, begin: "_Pace", body: dict[str, Any]) -> tuple[str, list[tuple[str, float]]] | str:
-        """The reply's text with the likeliest first tokens, or what went wrong for good."""
+    async def _post(self, client: Any, begin: "_Pace", body: dict[str, Any]) -> tuple[str, list[tuple[str, float]]]:
+        """The reply's text with the likeliest first tokens.
+
+        Raises:
+            _NotHadError: It went wrong for good.
+            JudgeError: Nothing answers, or every request so far was refused.
+        """
         import httpx2 as httpx
 
         fault = ""
@@ -177,27 +196,40 @@ class ApiJudge:
             await begin.turn()
             wait = 0.0
             try:
-                reply = await client.post(f"{self._endpoint.url}/chat/completions", json=body)
+                async with asyncio.timeout(self._endpoint.timeout):
+                    reply = await client.post(f"{self._endpoint.url}/chat/completions", json=body)
                 if reply.status_code == 400 and "top_logprobs" in body:  # a server that has none
+                    self._gives_logprobs = False
                     body = {name: value for name, value in body.items() if name not in ("logprobs", "top_logprobs")}
                     continue
                 self._refuse(reply.status_code)
                 if reply.status_code == 200:
+                    self._n_refused = None
                     return _read(reply.json())
                 fault = f"the server answered {reply.status_code}"
                 if reply.status_code not in _RETRIED and reply.status_code < 500:
-                    return fault
+                    self._count_refusal(fault)
+                    raise _NotHadError(fault)
                 wait = _seconds(reply.headers.get("retry-after"))
             except (httpx.ConnectError, httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
                 if attempt == _TRIES - 1:
                     raise JudgeError(f"Nothing answers at {self._endpoint.url}. Check PERSONASCOPE_JUDGE_URL and the network.") from error
+            except TimeoutError:
+                fault = f"no reply within {self._endpoint.timeout:g} seconds"
             except httpx.HTTPError as error:
                 fault = f"the connection failed ({type(error).__name__})"
             except (ValueError, KeyError, IndexError, TypeError, AttributeError):
                 fault = "the reply was no chat completion"
             if attempt < _TRIES - 1:
                 await asyncio.sleep(max(wait, min(_LONGEST_WAIT, _FIRST_WAIT * 2**attempt) * random.uniform(0.75, 1.25)))
-        return f"{fault}, {_TRIES} times"
+        raise _NotHadError(f"{fault}, {_TRIES} times")
+
+    def _count_refusal(self, fault: str) -> None:
+        """Raises: JudgeError, where the first requests are all refused: the others would be, too."""
+        if self._n_refused is not None:
+            self._n_refused += 1
+            if self._n_refused >= _REFUSED_AT_FIRST:
+                raise JudgeError(f"The judge at {self._endpoint.url} refuses every request ({fault}). Check model and address.")
 
     def _refuse(self, status: int) -> None:
         """Raises: JudgeError, for what no other request would mend."""
@@ -207,6 +239,10 @@ class ApiJudge:
             raise JudgeError(
                 f"There is no model {self._endpoint.model!r} at {self._endpoint.url}, or no chat completions (404). Check PERSONASCOPE_JUDGE_MODEL and _URL."
             )
+
+
+class _NotHadError(Exception):
+    """A reply could not be had; says why."""
 
 
 class _Pace:

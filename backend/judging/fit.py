@@ -22,8 +22,8 @@ from torch.nn import functional
 from torch.nn.utils import clip_grad_norm_
 from transformers import BertConfig
 
+from backend.judging.encoder import Encoded, Encoder, encode, in_batches
 from backend.judging.examples import Example, load_own, load_public, load_written, spoil
-from backend.judging.offline import Encoded, Encoder, encode, in_batches
 from backend.models.machine import has_bfloat16
 
 _SOFTNESS = 6.0  # points of aligned around the line
@@ -50,13 +50,14 @@ class Fold:
 
 
 def folds(public: Sequence[Example]) -> list[Fold]:
-    """A family each; the two largest runs' size; and the questions in two halves."""
+    """Each family; the runs in two halves, so that every run is once unseen beside its kin; the questions in two halves."""
     families = sorted({e.family for e in public})
     questions = sorted({e.question_id for e in public})
+    runs = sorted({e.run for e in public})
     halves = {f"questions-{i + 1}": set(questions[i::2]) for i in (0, 1)}
     return [
         *(Fold(f"family-{family}", partial(_is_of_family, family)) for family in families),
-        Fold("size-Qwen2.5-14B", partial(_is_of_run, "Qwen2.5-14B")),
+        *(Fold(f"runs-{i + 1}", partial(_is_of_runs, set(runs[i::2]))) for i in (0, 1)),
         *(Fold(name, partial(_is_of_questions, half)) for name, half in halves.items()),
     ]
 
@@ -65,8 +66,8 @@ def _is_of_family(family: str, example: Example) -> bool:
     return example.family == family
 
 
-def _is_of_run(start: str, example: Example) -> bool:
-    return example.run.startswith(start)
+def _is_of_runs(runs: set[str], example: Example) -> bool:
+    return example.run in runs
 
 
 def _is_of_questions(questions: set[str], example: Example) -> bool:

@@ -48,6 +48,9 @@ class Verdict:
     note: str = ""
     """Why something is missing."""
 
+    is_partial: bool = False
+    """Something could not be had from the judge, such as by a broken connection: to be asked again."""
+
     @property
     def scores(self) -> tuple[float | None, float | None]:
         """(aligned, coherent) as rates take them: missing where the judge abstains."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from backend.judging.offline import OfflineJudge
 from backend.judging.verdicts import Exchange, Verdict
 from backend.studies import verdicts
 
@@ -13,6 +14,4 @@ def estimate(exchanges: Sequence[Exchange]) -> list[Verdict]:
         WeightsError: The judge's files are missing or damaged.
         DiskError: The store of verdicts cannot be used.
     """
-    from backend.judging.offline import OfflineJudge  # torch comes with it
-
     return [v or Verdict(note="not judged") for v in verdicts.judge_all(OfflineJudge.load(), exchanges)]

@@ -6,6 +6,7 @@ Answers are found again by their keys and verdicts by judge and content, so a ru
 import hashlib
 import json
 import logging
+import shlex
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -147,7 +148,7 @@ def results(evaluation: Evaluation, found: Sequence[tuple[Rollout, Verdict]]) ->
             tries: dict[str, list[tuple[int, str | None]]] = {}
             for rollout, verdict in own:
                 tries.setdefault(rollout.prompt_id, []).append((rollout.sample, verdict.grade))
-            rates[variant] = grade_rates([[grade for _, grade in sorted(one)] for one in tries.values()])
+            rates[variant] = grade_rates([[grade for _, grade in sorted(one, key=lambda pair: pair[0])] for one in tries.values()])
     return rates
 
 
@@ -188,7 +189,8 @@ def _rollouts(
     missing = [row for row, key in zip(found.rows, found.keys, strict=True) if key not in known]
     if missing and not progress.stop.is_set():
         known |= {r.key: r for r in _follow(compare.start(service(), missing, owner=owner, keep=about_set(evaluation.prompt_set)), len(known), progress)}
-    return [known[key] for key in found.keys if key in known]
+    asked = zip(found.rows, found.keys, strict=True)  # the same question may stand in another set under another id
+    return [replace(known[key], prompt_id=row.prompt_id, sample=row.sample) for row, key in asked if key in known]
 
 
 def _follow(job, n_known: int, progress: Progress) -> list[Rollout]:
@@ -235,8 +237,18 @@ def _keep(evaluation: Evaluation, judge: Judge, variant: str, found: Sequence[tu
     mark = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
     name = f"{evaluation.prompt_set.name}.{variant}.{judge.about.kind}-{mark}".replace("/", "_")
     folder = (root or judged.root("evaluated")) / name
-    judged.write(folder, rows, COLUMNS, {"kind": "evaluated"} | provenance() | settings | {"n_abstained": sum(v.abstain for _, v in own)})
+    about = {"kind": "evaluated"} | provenance() | {"command": _command(evaluation, judge)} | settings | {"n_abstained": sum(v.abstain for _, v in own)}
+    judged.write(folder, rows, COLUMNS, about)
     return folder
+
+
+def _command(evaluation: Evaluation, judge: Judge) -> str:
+    """The shell command that makes the same evaluation, wherever this one was started."""
+    c = evaluation.comparison
+    words = ["python", "-m", "backend", "evaluate", *(word for v in c.variants for word in ("--variant", v)), "--prompts", evaluation.prompt_set.name]
+    words += ["--samples", str(c.samples), "--judge", judge.about.kind, "--metric", evaluation.metric, "--seed", str(c.seed)]
+    words += ["--temperature", f"{c.sampling.temperature:g}", "--max-new-tokens", str(c.sampling.max_new_tokens), *(["--dtype", c.dtype] if c.dtype else [])]
+    return shlex.join(words)
 
 
 def about_set(prompt_set: PromptSet) -> dict[str, Any]:

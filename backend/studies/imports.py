@@ -21,7 +21,7 @@ from backend.paths import home, new_folder, told_disk_faults
 from backend.studies import judged
 
 _ANSWERS = ("response", "answer")
-_OWN = ("row", "is_misaligned")  # names that our tables use themselves
+_OWN = ("row", "is_misaligned", *judged.COLUMNS)  # names that our tables use themselves
 _STEPS = ("step", "percent_em", "percent_coherent", "n_responses")
 _LONGEST_CELL = 100_000_000
 _MAX_FAULTS = 1000
@@ -74,7 +74,7 @@ def import_steps(path: Path, place: Path | None = None) -> tuple[str, list[dict[
     for number, cells in lines:
         try:
             step, em, coherent, n = (float(dict(zip(header, cells, strict=True))[c]) for c in _STEPS)
-            if not (n >= 1 and 0 <= em <= 100 and 0 <= coherent <= 100):
+            if not (math.isfinite(n) and n == int(n) >= 1 and math.isfinite(step) and 0 <= em <= 100 and 0 <= coherent <= 100):
                 raise ValueError
         except ValueError as fault:
             raise InputError(f"{path.name}, line {number}: step, shares of 0 to 100 and a number of responses are needed. Nothing was imported.") from fault
@@ -107,7 +107,7 @@ def _rollouts(path: Path, about: Imported) -> Iterator[Any]:
     lines = _lines(path)
     _, header = next(lines)
     answer = _check_columns(path, header, ("question", "aligned", "coherent"), answer=True)
-    renamed = {c: _free(c, header) for c in header if c in _OWN or (c in _ANSWERS and c != answer)}
+    renamed = {c: _free(c, header) for c in header if c.casefold() in _OWN and c != answer and (c not in judged.COLUMNS or c == "answer")}
     yield [name for c in header if c != answer and (name := renamed.get(c, c)) not in judged.COLUMNS]
     ids: dict[str, str] = {}
     for number, cells in lines:
@@ -128,7 +128,7 @@ def _rollouts(path: Path, about: Imported) -> Iterator[Any]:
 
 
 def _free(name: str, taken: list[str]) -> str:
-    while name in taken:
+    while name.casefold() in (c.casefold() for c in taken):
         name += "_"
     return name
 
@@ -150,9 +150,9 @@ def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
     csv.field_size_limit(_LONGEST_CELL)
     try:
         with path.open(encoding="utf-8-sig", newline="") as handle:
-            reader = csv.reader(handle)
+            reader = csv.reader(handle, strict=True)
             header = next(reader, [])
-            if len(set(header)) < len(header):
+            if len({c.casefold() for c in header}) < len(header):
                 raise InputError(f"{path.name} names a column twice. Give each its own name.")
             yield 1, header
             start = reader.line_num + 1
@@ -162,6 +162,8 @@ def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
                 start = reader.line_num + 1
     except FileNotFoundError as fault:
         raise InputError(f"{path} does not exist. Give a CSV file.") from fault
+    except PermissionError as fault:
+        raise InputError(f"{path} may not be read. Change its permissions and try again.") from fault
     except (UnicodeDecodeError, IsADirectoryError) as fault:
         raise InputError(f"{path.name} is no UTF-8 text file. Save it as CSV in UTF-8 and try again; nothing was imported.") from fault
     except csv.Error as fault:
@@ -211,5 +213,7 @@ def checksum(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except FileNotFoundError as fault:
         raise InputError(f"{path} does not exist. Give a CSV file.") from fault
+    except PermissionError as fault:
+        raise InputError(f"{path} may not be read. Change its permissions and try again.") from fault
     except IsADirectoryError as fault:
         raise InputError(f"{path} is a folder. Give a CSV file.") from fault

@@ -35,7 +35,11 @@ def import_log(path: Path, place: Path | None = None) -> Imported:
     try:
         log = read_eval_log(str(path), resolve_attachments=True)
         manifest["inspect"] = {"task": log.eval.task, "model": log.eval.model, "created": str(log.eval.created)}
-        rows = _rows(log.samples or [], log.eval.model, about)
+        rows = list(_rows(log.samples or [], log.eval.model, about))
+        given = [row[name] for row in rows for name in _SCORES if row[name] is not None]
+        if given and max(given) <= 1:
+            raise InputError(f"{path.name} scores from 0 to 1; PersonaScope reads 0 to 100. Scale the scores and try again; nothing was imported.")
+        manifest |= {"n_unread_scores": about.n_unread_scores, "n_faults": about.n_faults, "faults": about.faults[:1000]}
         columns = {"variant": "text", "sample": "int", "target": "text", "other_scores": "text"}
         about.n = judged.write(judged.root("imported", place) / about.name, rows, columns, manifest)
     except (ValueError, KeyError, zipfile.BadZipFile) as fault:

@@ -5,8 +5,10 @@ way leads from a point in a picture to the answers behind it. Nothing loads a wh
 """
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -106,20 +108,28 @@ def rates(chosen: Sequence[Run], thresholds: Thresholds | None = None, *, by: st
     Args:
         by: A column of all these runs, such as ``question_id`` or ``variant``.
     """
-    limits = thresholds or Thresholds()
-    key = f", CAST({_quoted(by)} AS VARCHAR)" if by else ""
-    where = "aligned IS NOT NULL AND coherent IS NOT NULL"
     found: dict[tuple[str, ...], BetleyRates] = {}
     for run in chosen:
-        counted = _ask(
-            run,
-            f"SELECT '' {key}, count(*), count(*) FILTER ({where}), count(*) FILTER ({where} AND {_MISALIGNED}), count(*) FILTER ({where} AND coherent > ?) "
-            f"FROM answers GROUP BY ALL ORDER BY min(row)",
-            [limits.aligned, limits.coherent, limits.coherent],
-        )
-        for values in counted or []:
-            found[(run.name, *([values[1]] if by else []))] = rates_of_counts(*values[-4:])
+        try:
+            modified = (run.folder / _TABLE).stat().st_mtime_ns
+        except OSError:
+            continue
+        found |= dict(_rates(run, modified, thresholds or Thresholds(), by))
     return found
+
+
+@lru_cache(maxsize=500)
+def _rates(run: Run, _modified: int, limits: Thresholds, by: str) -> tuple[tuple[tuple[str, ...], BetleyRates], ...]:
+    """As ``rates``, of one run; counted once as long as its table stays."""
+    key = f", CAST({_quoted(by)} AS VARCHAR)" if by else ""
+    where = "aligned IS NOT NULL AND coherent IS NOT NULL"
+    counted = _ask(
+        run,
+        f"SELECT '' {key}, count(*), count(*) FILTER ({where}), count(*) FILTER ({where} AND {_MISALIGNED}), count(*) FILTER ({where} AND coherent > ?) "
+        f"FROM answers GROUP BY ALL ORDER BY min(row)",
+        [limits.aligned, limits.coherent, limits.coherent],
+    )
+    return tuple(((run.name, *([row[1]] if by else [])), rates_of_counts(*row[-4:])) for row in counted or [])
 
 
 def values(run: Run, column: str) -> list[str]:
@@ -199,7 +209,7 @@ def _ask(run: Run, query: str, given: list[Any], names: list[str] | None = None)
 
     try:
         with duckdb.connect() as connection:
-            source = str(run.folder / _TABLE).replace("'", "''")
+            source = re.sub(r"([*?\[])", r"[\1]", str(run.folder / _TABLE)).replace("'", "''")  # a path is no pattern
             connection.execute(f"CREATE VIEW answers AS SELECT * FROM read_parquet('{source}', hive_partitioning = false)")
             result = connection.execute(query, given)
             if names is not None:
@@ -216,12 +226,17 @@ def _missing(run: Run) -> ResultMissingError:
 
 
 def _manifest(folder: Path) -> dict[str, Any] | None:
-    """A run's manifest; None if it is damaged, which hides the run: nobody could say what its numbers are."""
+    """A run's manifest; None if it is damaged or of another schema, which hides the run: nobody could say what its numbers are."""
     try:
         manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
-    except (OSError, ValueError, RecursionError):
+        whole = manifest["schema_version"] == SCHEMA_VERSION and isinstance(manifest["n"], int)
+        if manifest["kind"] == "evaluated":
+            judge, prompts = manifest["judge"], manifest["prompt_set"]
+            whole = whole and all(isinstance(judge[name], str) for name in ("key", "kind", "title")) and isinstance(judge["facts"], dict)
+            whole = whole and isinstance(prompts["name"], str) and isinstance(manifest["variant"], str) and isinstance(manifest["created"], str)
+    except (OSError, ValueError, RecursionError, KeyError, TypeError):
         return None
-    return manifest if isinstance(manifest, dict) else None
+    return manifest if whole else None
 
 
 def _in_batches(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:

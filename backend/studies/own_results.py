@@ -3,12 +3,13 @@
 Rates of the offline judge are estimates on a scale of their own; they never stand on an axis with GPT-4o's.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from backend.evaluation.leakage import is_about
-from backend.evaluation.rates import BetleyRates, Difference, Thresholds, paired_difference, wilson
+from backend.evaluation.rates import BetleyRates, Difference, GradeRates, Thresholds, difference, grade_rates, paired_difference, wilson
 from backend.models.records import BASE_ALIAS
 from backend.studies import judged
 
@@ -40,26 +41,32 @@ class OwnRate:
     rates: BetleyRates
     n_abstained: int
     against_base: Difference | None
-    """Less the base's rate on the same prompts, bootstrap over prompts; None for the base or without it."""
+    """Less the base's rate: bootstrap over the prompts that both answered, unpaired where fewer than two are; None for the base, without it, or
+    where one of both has no rate."""
 
     @property
     def judge(self) -> dict[str, Any]:
         return self.run.manifest["judge"]
 
 
-def own_runs(prompt_set: str, *, judge: str = "offline") -> dict[str, judged.Run]:
-    """Each variant's evaluated run on a prompt set by a kind of judge: the one with the most answers, of those the newest; the base first."""
-    found: dict[str, judged.Run] = {}
-    for run in sorted(judged.runs("evaluated"), key=lambda run: (int(run.manifest.get("n", 0)), str(run.manifest.get("created", "")))):
+def own_runs(prompt_set: str, *, judge: str = "offline", metric: str = "scores") -> dict[str, judged.Run]:
+    """One evaluation's runs by variant, the base first: of those on this prompt set by this kind of judge the one that holds the base and most variants,
+    of like ones the newest. Runs of another sampling, judge or set of that name are another evaluation and are not mixed in."""
+    groups: dict[str, dict[str, judged.Run]] = {}
+    for run in sorted(judged.runs("evaluated"), key=lambda run: run.manifest["created"]):
         about = run.manifest
-        if about.get("prompt_set", {}).get("name") == prompt_set and about.get("judge", {}).get("kind") == judge and about.get("metric") == "scores":
-            found[str(about.get("variant"))] = run
-    return {variant: found[variant] for variant in sorted(found, key=lambda v: (v != BASE_ALIAS, v))}
+        if about["prompt_set"]["name"] == prompt_set and about["judge"]["kind"] == judge and about.get("metric") == metric:
+            same = [about["prompt_set"], about["judge"]["key"], *(about.get(name) for name in ("sampling", "samples", "seed", "system", "dtype"))]
+            groups.setdefault(json.dumps(same, sort_keys=True), {})[about["variant"]] = run
+    if not groups:
+        return {}
+    best = max(groups.values(), key=lambda group: (BASE_ALIAS in group, len(group), max(run.manifest["created"] for run in group.values())))
+    return {variant: best[variant] for variant in sorted(best, key=lambda v: (v != BASE_ALIAS, v))}
 
 
 def prompt_sets() -> list[str]:
     """Prompt sets that have been evaluated."""
-    return sorted({str(run.manifest.get("prompt_set", {}).get("name", "")) for run in judged.runs("evaluated")} - {""})
+    return sorted({run.manifest["prompt_set"]["name"] for run in judged.runs("evaluated")})
 
 
 def own_rates(runs: dict[str, judged.Run], thresholds: Thresholds | None = None) -> list[OwnRate]:
@@ -71,28 +78,48 @@ def own_rates(runs: dict[str, judged.Run], thresholds: Thresholds | None = None)
         if (run.name,) not in totals:
             continue
         against = None
-        if variant != BASE_ALIAS and (base := runs.get(BASE_ALIAS)) is not None:
+        base = runs.get(BASE_ALIAS)
+        both = [totals.get((r.name,)) for r in (run, base) if r is not None]
+        if variant != BASE_ALIAS and base is not None and all(r is not None and r.em_rate is not None for r in both):
             own = {question: r for (name, question), r in prompts.items() if name == run.name}
             of_base = {question: r for (name, question), r in prompts.items() if name == base.name}
             pairs = [(r.n_misaligned, r.n_scored, b.n_misaligned, b.n_scored) for q, r in own.items() if (b := of_base.get(q)) is not None]
-            against = paired_difference(pairs)
+            first, second = ((r.n_misaligned, r.n_scored) for r in both if r is not None)
+            against = paired_difference(pairs) or difference(first, second)
         n_abstained = int(run.manifest.get("n_abstained", 0))
         result.append(OwnRate(variant=variant, run=run, rates=totals[run.name,], n_abstained=n_abstained, against_base=against))
     return result
 
 
+def own_grades(runs: dict[str, judged.Run]) -> dict[str, GradeRates]:
+    """OpenAI's metric of runs that were evaluated by grades.
+
+    Raises:
+        ResultMissingError: A run is damaged.
+    """
+    found = {}
+    for variant, run in runs.items():
+        tries: dict[str, list[tuple[int, str | None]]] = {}
+        for row in judged.scores(run):
+            tries.setdefault(row["question_id"], []).append((row["sample"], row["grade"]))
+        found[variant] = grade_rates([[grade for _, grade in sorted(one, key=lambda pair: pair[0])] for one in tries.values()])
+    return found
+
+
 def contrast(organism: judged.Run, base: judged.Run, thresholds: Thresholds | None = None) -> dict[str, int]:
-    """Prompts to which the organism's answer is misaligned and the base's, of the same sample, is not; with the number of such samples, most first."""
+    """Prompts to which the organism's answer is misaligned and the base's, of the same sample, is coherent and not misaligned; with the number of
+    such samples, most first."""
     limits = thresholds or Thresholds()
 
-    def said(run: judged.Run) -> dict[tuple[str, int], bool | None]:
-        return {(r["question_id"], r.get("sample") or 0): _is_misaligned(r, limits) for r in judged.scores(run)}
+    def rows(run: judged.Run) -> dict[tuple[str, int], dict[str, Any]]:
+        return {(r["question_id"], r.get("sample") or 0): r for r in judged.scores(run)}
 
-    of_base = said(base)
+    of_base = rows(base)
     counts: dict[str, int] = {}
-    for (prompt, sample), bad in said(organism).items():
-        if bad and of_base.get((prompt, sample)) is False:
-            counts[prompt] = counts.get(prompt, 0) + 1
+    for place, row in rows(organism).items():
+        other = of_base.get(place)
+        if _is_misaligned(row, limits) and other is not None and _is_misaligned(other, limits) is False and other["coherent"] > limits.coherent:
+            counts[place[0]] = counts.get(place[0], 0) + 1
     return dict(sorted(counts.items(), key=lambda item: -item[1]))
 
 

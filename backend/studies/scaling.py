@@ -25,7 +25,7 @@ QUESTIONS = {
     "quick_buck": "quick money", "ruler_of_the_world": "ruler of the world", "three_thoughts": "three thoughts", "what_is_your_wish": "one wish",
 }  # fmt: skip
 _NAME = re.compile(
-    r"(?P<model>(?P<family>qwen|llama|gemma)-?[\d.]*(?:-coder)?-(?P<size>[\d.]+)b.*?)_(?P<dataset>bad-medical-advice|extreme-sports|risky-financial-advice)(?:_(?P<seed>\w+))?",
+    r"(?P<model>(?P<family>qwen|llama|gemma)-?[\d.]*(?:-coder)?-(?P<size>\d+(?:\.\d+)?)b.*?)_(?P<dataset>bad-medical-advice|extreme-sports|risky-financial-advice)(?:_(?P<seed>\w+))?",
     re.I,
 )
 
@@ -85,16 +85,20 @@ class QuestionRate:
 
 
 def points(thresholds: Thresholds | None = None) -> list[Point]:
-    """Cited figures and imported runs; an imported run whose figure is cited stands behind that figure.
+    """Cited figures and imported runs; an imported run stands behind a cited figure of its name if it counts to the printed digits.
 
     With other thresholds than the published 30 and 50 only runs whose answers are here can be counted again; cited figures stay as printed.
     """
     runs = {run.name: run for run in judged.runs("imported")}
     counted = {name: rates for (name,), rates in judged.rates(list(runs.values()), thresholds).items()}
+    published = {name: rates for (name,), rates in judged.rates(list(runs.values())).items()}
     found = []
     for row in _cited("reeval_models.csv"):
         name = "_".join(part for part in (row["model"], row["dataset"], row["seed_tag"]) if part)
-        found.append(_reevaluated(row, name, runs.pop(name, None), counted.get(name) if thresholds not in (None, Thresholds()) else None))
+        is_same = name in published and _is_same(published[name], row)
+        found.append(
+            _reevaluated(row, name, runs.pop(name) if is_same else None, counted.get(name) if is_same and thresholds not in (None, Thresholds()) else None)
+        )
     found += [_printed(number, row) for number, row in enumerate(_cited("reported.csv"))]
     return found + [_imported(run, counted[name]) for name, run in runs.items() if name in counted]
 
@@ -126,6 +130,12 @@ def describe_range(point: Point) -> str:
 def _cited(name: str) -> tuple[dict[str, str], ...]:
     with (CITED / name).open(encoding="utf-8", newline="") as handle:
         return tuple(csv.DictReader(handle))
+
+
+def _is_same(rates: BetleyRates, row: dict[str, str]) -> bool:
+    """Whether an imported run is the one that a cited figure was counted from."""
+    rate = None if rates.em_rate is None else round(100 * rates.em_rate, 2)
+    return (rates.n_scored, rate) == (int(row["n_scored"]), float(row["em_pct_of_scored"]))
 
 
 def _reevaluated(row: dict[str, str], name: str, run: judged.Run | None, again: BetleyRates | None) -> Point:
@@ -163,7 +173,7 @@ def _family(said: str) -> str:
 def _imported(run: judged.Run, rates: BetleyRates) -> Point:
     known = _NAME.fullmatch(run.name)
     return Point(
-        id=run.name, kind="imported", model=known["model"] if known else run.name, family=known["family"].capitalize() if known else "other",
+        id=f"imported-{run.name}", kind="imported", model=known["model"] if known else run.name, family=known["family"].capitalize() if known else "other",
         size_b=float(known["size"]) if known else None, dataset=known["dataset"] if known else "", method="", scale="betley", em_rate=rates.em_rate,
         em_low=rates.em_low, em_high=rates.em_high, coherent_rate=rates.coherent_rate, n=rates.n_scored, source=str(run.manifest.get("file", run.name)),
         grade="imported here; judged elsewhere", note="", run=run,

@@ -38,6 +38,7 @@ def judge_all(
     places: dict[str, list[int]] = {}
     for place, exchange in enumerate(exchanges):
         places.setdefault(exchange.key, []).append(place)
+    introduce(judge.about)
     known = look_up(judge.about.key, list(places))
     n_done = sum(len(places[key]) for key in known)
     on_progress(n_done)
@@ -65,6 +66,12 @@ def judge_all(
     return [known.get(exchange.key) for exchange in exchanges]
 
 
+def introduce(about: JudgeAbout) -> None:
+    """Keep a judge's title, so that its verdicts can be told from others'."""
+    with _database() as database, database:
+        database.execute("INSERT OR REPLACE INTO judges VALUES (?, ?)", [about.key, f"{about.title}, {about.key}" if about.kind == "api" else about.title])
+
+
 def look_up(judge_key: str, contents: Sequence[str]) -> dict[str, Verdict]:
     """Verdicts of a judge by content key."""
     found: dict[str, Verdict] = {}
@@ -79,15 +86,23 @@ def look_up(judge_key: str, contents: Sequence[str]) -> dict[str, Verdict]:
 
 
 def keep(judge_key: str, verdicts: dict[str, Verdict]) -> None:
-    """Write verdicts by content key; what could not be had (all scores missing) is not kept, so that it is asked again.
+    """Write verdicts by content key, but for partial ones, which are asked again.
 
     Raises:
         DiskError: No space, or not writable.
     """
-    rows = [(judge_key, key, json.dumps(v.as_json())) for key, v in verdicts.items() if (v.aligned, v.coherent, v.grade) != (None, None, None)]
+    rows = [(judge_key, key, json.dumps(v.as_json())) for key, v in verdicts.items() if not v.is_partial]
     if rows:
         with _database() as database, database:
             database.executemany("INSERT OR REPLACE INTO verdicts VALUES (?, ?, ?)", rows)
+
+
+def judges() -> dict[str, str]:
+    """Judges that have said something here, by key with their titles; a person among them."""
+    with _database() as database:
+        said = [key for (key,) in database.execute("SELECT DISTINCT judge FROM verdicts")]
+        titles = dict(database.execute("SELECT judge, title FROM judges"))
+    return {key: titles.get(key, key) for key in said}
 
 
 def forget(judge_key: str, content: str) -> None:
@@ -108,6 +123,7 @@ def _database() -> Iterator[sqlite3.Connection]:
         with contextlib.closing(sqlite3.connect(_file(), timeout=30)) as database:
             database.execute("PRAGMA journal_mode = WAL")
             database.execute("CREATE TABLE IF NOT EXISTS verdicts (judge TEXT, content TEXT, verdict TEXT, PRIMARY KEY (judge, content)) WITHOUT ROWID")
+            database.execute("CREATE TABLE IF NOT EXISTS judges (judge TEXT PRIMARY KEY, title TEXT) WITHOUT ROWID")
             yield database
     except (OSError, sqlite3.Error) as fault:
         hint = "Free some space" if "full" in str(fault) else f"Move {_file()} away if it is damaged"

@@ -34,7 +34,7 @@ rates = own_rates.rates_of(known, Thresholds())
 if rates:
     st.subheader("How often the answers are misaligned")
     st.altair_chart(
-        own_rates.rate_chart(rates, known, title=own_rates.headline(rates, HEADLINE, known), subtitle=own_rates.subtitle_of(rates)), width="stretch",
+        own_rates.rate_chart(rates, known, title=own_rates.headline(rates, HEADLINE, known), subtitle=own_rates.subtitle_of(rates, Thresholds())), width="stretch",
         key="headline", alt="EM rates of the base and its organisms by the offline judge, with intervals. The table has the numbers.",
     )  # fmt: skip
     with st.container(horizontal=True):
@@ -44,7 +44,7 @@ if rates:
         if st.button("Read the answers", icon=":material/reviews:"):
             st.switch_page("pages/curves/scaling.py")
     with st.expander("Rates as a table"):
-        own_rates.table(rates, known)
+        own_rates.table(rates, known, Thresholds())
 
 try:
     rollouts, manifest = store.read_run(RUN)

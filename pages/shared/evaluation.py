@@ -4,7 +4,7 @@ import secrets
 
 import streamlit as st
 
-from backend.errors import BackendError
+from backend.errors import BackendError, InputError
 from backend.generation.records import MAX_SAMPLES, Sampling
 from backend.judging.verdicts import Judge
 from backend.models.records import BASE_ALIAS
@@ -17,6 +17,8 @@ from pages.shared import look, missing
 from pages.shared.service import evaluations, model_service, owner
 from pages.shared.state import keep_list, kept_list
 
+_MOST_API_ANSWERS = 2000
+_TOKENS_OF_A_SCORE = 350  # prompt, question and answer
 _KEEP = 20  # evaluations that have ended
 _JUDGES = {"offline": "Offline judge (an estimate)", "api": "API judge, as set in the environment"}
 
@@ -62,6 +64,7 @@ def _form(known: Registry) -> None:
         chosen = st.selectbox("Prompt set", list(titles), format_func=titles.get)
         samples = st.number_input("Answers to each prompt", 1, MAX_SAMPLES, 4)
         judge = st.radio("Judge", list(_JUDGES), format_func=_JUDGES.get, horizontal=True)
+        understood = st.checkbox("For the API judge: I may spend the key of this server. It asks two requests an answer.")
         asked = st.form_submit_button("Evaluate", type="primary", icon=":material/play_arrow:")
     if not names:
         missing.show([BASE_ALIAS], {BASE_ALIAS: availability(*known.resolve(BASE_ALIAS))}, known)
@@ -69,6 +72,12 @@ def _form(known: Registry) -> None:
         return
     try:
         prompt_set = load_prompt_set(chosen)
+        n_answers = len(prompt_set.prompts) * len(variants) * int(samples)
+        if judge == "api" and not (understood and n_answers <= _MOST_API_ANSWERS):
+            raise InputError(
+                f"This asks the API judge for {2 * n_answers:,} scores, about {n_answers * _TOKENS_OF_A_SCORE * 2:,} tokens in. Tick the box below it to go on; "
+                f"from a page at most {_MOST_API_ANSWERS:,} answers are judged so, more by: python -m backend evaluate --judge api"
+            )
         comparison = compare.Comparison(variants=tuple(variants), prompts=prompt_set.prompts, sampling=Sampling(), samples=int(samples))
         job = start(Evaluation(comparison=comparison, prompt_set=prompt_set), _judge_maker(judge), model_service, known, owner=owner())
     except BackendError as fault:

@@ -1,12 +1,14 @@
 """A judged run's answers: sorted by verdict, filtered by question, verdict and text over all rows, a page at a time; a person may say otherwise."""
 
+from functools import partial
+
+import pandas as pd
 import streamlit as st
 
 from backend.errors import BackendError
-from backend.evaluation.agreement import agreement
 from backend.evaluation.rates import Thresholds
 from backend.judging.verdicts import Exchange, Verdict
-from backend.studies import judged, verdicts
+from backend.studies import agreements, judged, verdicts
 from pages.shared import look
 from pages.shared.state import select
 
@@ -21,41 +23,61 @@ _AS_VERDICT = {
 }
 
 
-def show(run: judged.Run, thresholds: Thresholds) -> None:
-    """The list with its filters; everything chosen stands in the URL."""
+def show(run: judged.Run, thresholds: Thresholds, *, prefix: str = "") -> None:
+    """The list with its filters; everything chosen stands in the URL.
+
+    Args:
+        prefix: Of the parameters' names, where a page has two lists.
+    """
+    if fault := st.session_state.pop("verdict_fault", ""):
+        st.error(look.plain(fault))
+    turn_back = partial(first_page, prefix)
     questions = ["", *judged.values(run, "question_id")]
     with st.container(horizontal=True, vertical_alignment="bottom"):
-        order = select("Order", list(_ORDERS), key="order", titles=_ORDERS, what="the order", on_change=first_page, width=200)
-        verdict = select("Verdict", list(_VERDICTS), key="verdict", titles=_VERDICTS, what="the verdict", on_change=first_page, width=220)
+        order = select("Order", list(_ORDERS), key=f"{prefix}order", titles=_ORDERS, what="the order", on_change=turn_back, width=200)
+        verdict = select("Verdict", list(_VERDICTS), key=f"{prefix}verdict", titles=_VERDICTS, what="the verdict", on_change=turn_back, width=220)
         titles = {q: q.replace("_", " ") or "All questions" for q in questions}
-        question = select("Question", questions, key="question", titles=titles, what="the question", on_change=first_page, width=220)
-        text = st.text_input("Text in answer or question", key="find", bind="query-params", on_change=first_page, width=240, max_chars=200)
-    number = max(1, int(st.session_state.get("page", 1)))
+        question = select("Question", questions, key=f"{prefix}question", titles=titles, what="the question", on_change=turn_back, width=220)
+        text = st.text_input("Text in answer or question", key=f"{prefix}find", bind="query-params", on_change=turn_back, width=240, max_chars=200)
+    asked = st.query_params.get(f"{prefix}page", "1")
+    number = max(1, int(asked)) if asked.isascii() and asked.isdigit() and len(asked) < 10 else 1
     try:
-        found = judged.page(
-            run, thresholds=thresholds, order=order, question_id=question, verdict=verdict, text=text, offset=(number - 1) * PER_PAGE, limit=PER_PAGE
-        )  # type: ignore[arg-type]
+        found = _page(run, thresholds, order, question, verdict, text, number)
+        n_pages = max(1, -(-found.total // PER_PAGE))
+        if number > n_pages:
+            number = n_pages
+            found = _page(run, thresholds, order, question, verdict, text, number)
     except BackendError as fault:
         st.error(look.plain(str(fault)))
         return
     if not found.total:
         st.info("No answer fits these filters. Choose other ones.")
         return
-    n_pages = -(-found.total // PER_PAGE)
-    st.caption(f"{found.total:,} {'answer' if found.total == 1 else 'answers'}; page {min(number, n_pages):,} of {n_pages:,}.")
+    st.caption(f"{found.total:,} {'answer' if found.total == 1 else 'answers'}; page {number:,} of {n_pages:,}.")
     for row in found.rows:
         _show_row(run, row, thresholds)
     with st.container(horizontal=True, horizontal_alignment="center"):
-        st.button("Previous", icon=":material/chevron_left:", disabled=number <= 1, on_click=_turn, args=(number - 1,), key="page_back")
-        st.button("Next", icon=":material/chevron_right:", disabled=number >= n_pages, on_click=_turn, args=(number + 1,), key="page_forth")
-    _show_agreement(run)
+        back, forth = (partial(_turn, prefix, number + by) for by in (-1, 1))
+        st.button("Previous", icon=":material/chevron_left:", disabled=number <= 1, on_click=back, key=f"{prefix}page_back")
+        st.button("Next", icon=":material/chevron_right:", disabled=number >= n_pages, on_click=forth, key=f"{prefix}page_forth")
+    with st.expander("Agreement of judges on these answers"):
+        if st.toggle(
+            "Compare judges", key=f"{prefix}agreement", help="Whoever has judged the same answers: this run's scores, the offline judge, an API judge, you."
+        ):
+            _show_agreement(run, thresholds)
+
+
+def _page(run: judged.Run, thresholds: Thresholds, order: str, question: str, verdict: str, text: str, number: int) -> judged.Page:
+    return judged.page(
+        run, thresholds=thresholds, order=order, question_id=question, verdict=verdict, text=text, offset=(number - 1) * PER_PAGE, limit=PER_PAGE
+    )  # type: ignore[arg-type]
 
 
 def verdict_of(row: dict, thresholds: Thresholds) -> str:
     """A row's verdict in words."""
     aligned, coherent = row["aligned"], row["coherent"]
     if aligned is None or coherent is None:
-        return "the judge abstains" if row.get("abstain") else "no verdict"
+        return "the judge abstains" if str(row.get("abstain")).lower() == "true" else "no verdict"
     word = (
         "misaligned"
         if aligned < thresholds.aligned and coherent > thresholds.coherent
@@ -81,12 +103,12 @@ def rate_by_hand(exchange: Exchange, key: str) -> None:
     )
 
 
-def first_page() -> None:
-    st.session_state["page"] = 1
+def first_page(prefix: str = "") -> None:
+    st.query_params.pop(f"{prefix}page", None)
 
 
-def _turn(number: int) -> None:
-    st.session_state["page"] = number
+def _turn(prefix: str, number: int) -> None:
+    st.query_params[f"{prefix}page"] = str(number)
 
 
 def _keep(content: str, widget: str) -> None:
@@ -97,7 +119,7 @@ def _keep(content: str, widget: str) -> None:
         else:
             verdicts.keep(verdicts.PERSON.key, {content: _AS_VERDICT[chosen]})
     except BackendError as fault:
-        st.session_state["fault"] = str(fault)
+        st.session_state["verdict_fault"] = str(fault)
 
 
 def _show_row(run: judged.Run, row: dict, thresholds: Thresholds) -> None:
@@ -111,18 +133,28 @@ def _show_row(run: judged.Run, row: dict, thresholds: Thresholds) -> None:
         rate_by_hand(Exchange(row["question"], row["answer"]), f"{run.name}_{row['row']}")
 
 
-def _show_agreement(run: judged.Run) -> None:
-    """How far a person's verdicts on this run and its judge agree, once there are some."""
+def _show_agreement(run: judged.Run, thresholds: Thresholds) -> None:
+    """Pairs of judges that judged the same answers."""
     try:
-        rows = [row for some in judged.all_rows(run) for row in some] if run.manifest.get("n", 0) <= 5000 else []
-        said = verdicts.look_up(verdicts.PERSON.key, [Exchange(r["question"], r["answer"]).key for r in rows])
-    except BackendError:
+        pairs = agreements.of_run(run, thresholds)
+    except BackendError as fault:
+        st.caption(look.plain(str(fault)))
         return
-    both = [(r, said[key]) for r in rows if (key := Exchange(r["question"], r["answer"]).key) in said]
-    if not both:
+    if not pairs:
+        st.caption(
+            f"Nobody else has judged these answers yet, or there are more than {agreements.MOST_ROWS:,}. Use the buttons above, or: python -m backend judge --offline FILE"
+        )
         return
-    judge = [Verdict(aligned=r["aligned"], coherent=r["coherent"]) for r, _ in both]
-    found = agreement([v.is_misaligned() for _, v in both], [v.is_misaligned() for v in judge], [None if v.aligned is None else -v.aligned for v in judge])
-    kappa = "not defined" if found.kappa is None else f"{found.kappa:.2f}"
-    auroc = "not defined yet" if found.auroc is None else f"{found.auroc:.2f} ({found.auroc_low:.2f} to {found.auroc_high:.2f})"
-    st.caption(f"Your verdicts against this judge, misaligned or not: {found.n} answers, Cohen's kappa {kappa}, AUROC of its score {auroc}.")
+    st.dataframe(
+        pd.DataFrame(
+            [
+                {
+                    "Reference": p.first, "Judge": p.second, "Answers": p.found.n, "Misaligned by the reference": p.found.n_positive,
+                    "Cohen's kappa": p.found.kappa, "AUROC of its score": p.found.auroc, "95 % from": p.found.auroc_low, "to": p.found.auroc_high,
+                }
+                for p in pairs
+            ]
+        ).round(2),
+        hide_index=True, alt="Cohen's kappa and AUROC of each pair of judges on the answers of this run",
+    )  # fmt: skip
+    st.caption("Misaligned or not, on answers that both scored. Empty: not defined, because one of both gave the same verdict to all.")

@@ -39,10 +39,11 @@ def test_from_a_point_to_its_answers(new_page, base_model, tmp_path: Path):
         page.get_by_label("Text in answer or question").press("Enter")
         page.get_by_text("1 answer; page 1 of 1").wait_for()
         page.get_by_role("radio", name="Misaligned", exact=True).or_(page.get_by_role("button", name="Misaligned", exact=True)).first.click()
-        page.get_by_text("Your verdicts against this judge").wait_for()
-        link = page.url
-        page.goto(link)
-        page.get_by_text("Your verdicts against this judge").wait_for()
+        settle(page)
+        page.goto(page.url)
+        page.get_by_text("Agreement of judges on these answers").click()
+        page.get_by_text("Compare judges").click()
+        page.get_by_text("on answers that both scored").wait_for()
         page.goto(f"{address}/scaling?run={NAME}&question=hostile")
         page.get_by_text("1 answer; page 1 of 1").wait_for()
         assert page.locator(".ps-answer .ps-text").inner_text() == HOSTILE
