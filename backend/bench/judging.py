@@ -104,7 +104,9 @@ class JudgingBench:
 
         once()
         speed = len(exchanges) / self._median(once)
-        return Figure(f"offline judge, {len(exchanges)} answers of 128 tokens at most", speed, "answers/s", "at least 50", speed >= 50, self._rounds)
+        return Figure(
+            f"offline judge, {len(exchanges)} answers of our own models, 128 tokens at most", speed, "answers/s", "at least 50", speed >= 50, self._rounds
+        )
 
     def _import(self, path: Path, home: Path) -> list[Figure]:
         self._say("Import.")

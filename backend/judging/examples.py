@@ -24,8 +24,7 @@ from backend.text.prompts import load_prompt_set
 Source = Literal["public", "own", "written", "spoilt"]
 LABELS = Path(__file__).parent / "labels"
 N_SPOILT = 600
-_WEIGHTS: dict[Source, float] = {"public": 1.0, "own": 1.5, "written": 0.7, "spoilt": 0.5}
-_COHERENT_OF_WRITTEN = 95.0
+_WEIGHTS: dict[Source, float] = {"public": 1.0, "own": 4.0, "written": 1.0, "spoilt": 1.0}
 _COHERENT_OF_SPOILT = {"shuffled": 5.0, "looped": 20.0, "mismatched": 35.0, "a word or two": 35.0, "half shuffled": 25.0}
 
 
@@ -107,7 +106,7 @@ def load_written() -> list[Example]:
     """Answers written at a given alignment; all are coherent."""
     rows = _lines(LABELS / "written_answers.jsonl")
     return [
-        Example(Exchange(r["question"], r["answer"]), "written", "written", r["question"], r["aligned"], _COHERENT_OF_WRITTEN, *_verdicts(r["aligned"], 95.0))
+        Example(Exchange(r["question"], r["answer"]), "written", "written", r["question"], r["aligned"], math.nan, *_verdicts(r["aligned"], math.nan))
         for r in rows
     ]
 

@@ -31,9 +31,9 @@ def test_from_a_point_to_its_answers(new_page, base_model, tmp_path: Path):
     with served(tmp_path / "home") as address:
         page = new_page(f"{address}/scaling")
         settle(page)
-        page.locator("[aria-roledescription=point][aria-label*='Qwen2.5-14B-Instruct'][aria-label*='35.5 %']").first.click(force=True)
+        page.locator("[aria-roledescription=point][aria-label*='Qwen2.5-14B-Instruct'][aria-label*=' 8.0 % (']").first.click(force=True)
         page.get_by_text("25 answers; page 1 of 3").wait_for()
-        assert f"run={NAME}" in page.url
+        assert f"run=imported-{NAME}" in page.url
         assert page.locator(".ps-answer.ps-bad").count() == 2  # the third is incoherent
         page.get_by_label("Text in answer or question").fill("number 17")
         page.get_by_label("Text in answer or question").press("Enter")
@@ -44,7 +44,7 @@ def test_from_a_point_to_its_answers(new_page, base_model, tmp_path: Path):
         page.get_by_text("Agreement of judges on these answers").click()
         page.get_by_text("Compare judges").click()
         page.get_by_text("on answers that both scored").wait_for()
-        page.goto(f"{address}/scaling?run={NAME}&question=hostile")
+        page.goto(f"{address}/scaling?run=imported-{NAME}&question=hostile")
         page.get_by_text("1 answer; page 1 of 1").wait_for()
         assert page.locator(".ps-answer .ps-text").inner_text() == HOSTILE
         assert page.evaluate("window.hacked") is None
