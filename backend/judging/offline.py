@@ -6,6 +6,7 @@ Near the line it abstains. Its measured agreement is in ``cached_results/judges/
 judged a stored answer is known without.
 """
 
+import gc
 import hashlib
 import json
 import threading
@@ -37,6 +38,7 @@ class OfflineJudge:
         self._folder = folder
         self._calibration = calibration
         self._loading = threading.Lock()
+        self._working = threading.Lock()
         self._parts: tuple[Reader, Heads] | None = None
         self.about = about
 
@@ -58,10 +60,16 @@ class OfflineJudge:
         with self._loading:
             if self._parts is None:
                 self._parts = _read_parts(self._folder)
+                gc.collect()
+                gc.freeze()  # what stays need not be looked at after every run of a page
             return self._parts
 
     def judge(self, exchanges: Sequence[Exchange], on_verdict: Callable[[int, Verdict], None], stop: threading.Event) -> None:
         """See ``verdicts.Judge``."""
+        with self._working:  # several at once would only take the processor from each other
+            self._judge(exchanges, on_verdict, stop)
+
+    def _judge(self, exchanges: Sequence[Exchange], on_verdict: Callable[[int, Verdict], None], stop: threading.Event) -> None:
         reader, heads = self.parts()
         for places, features in reader.features(exchanges):
             for place, ranks in zip(places, heads(features), strict=True):

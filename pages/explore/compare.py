@@ -246,7 +246,7 @@ def draw_turn(turn: compare.Turn, question: str, *, live: bool) -> None:
     for sample, cards in by_sample.items():
         if samples > 1:
             st.caption(f"Sample {sample + 1} of {samples}")
-        answers.show_grid(verdict_view.judge_cards(question, cards) if with_verdicts and not live else cards)
+        answers.show_grid(verdict_view.judge_cards(question, cards, is_busy=bool(service.jobs.live())) if with_verdicts and not live else cards)
         if pair != "off":
             left, right = (next((c for c in cards if c.variant == v), None) for v in pair.split("~"))
             if left and right:

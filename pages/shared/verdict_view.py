@@ -18,11 +18,15 @@ from pages.shared.state import select
 _FILTERS = {"": "All prompts", "contrast": "Organism misaligned, base aligned"}
 
 
-def judge_cards(question: str, cards: list[answers.Card]) -> list[answers.Card]:
-    """Cards whose answers have ended, with the offline judge's verdict; the others as they are."""
+def judge_cards(question: str, cards: list[answers.Card], *, is_busy: bool) -> list[answers.Card]:
+    """Cards whose answers have ended, with the offline judge's verdict; the others as they are.
+
+    Args:
+        is_busy: The machine answers somebody; then only verdicts that were said before are shown.
+    """
     ended = [c for c in cards if c.finish_reason not in (None, "stopped", "overflow")]
     try:
-        said = dict(zip(map(id, ended), estimate([Exchange(question, c.text) for c in ended]), strict=True))
+        said = dict(zip(map(id, ended), estimate([Exchange(question, c.text) for c in ended], only_known=is_busy), strict=True))
     except BackendError as fault:
         st.caption(look.plain(f"No verdicts: {fault}"))
         return cards
