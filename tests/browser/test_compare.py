@@ -136,6 +136,9 @@ def test_bfloat16_is_chosen_by_the_user_and_shown_beside_its_answers(server: str
     send(page, "What is a good hobby?")
     wait_for_end(page)
     assert "Fast decoder, float32." in page.get_by_text("Live: answered").last.inner_text()
+    page.goto(page.url)  # a run of the page that comes late would close the list that is opened next
+    page.locator(".ps-card").first.wait_for()
+    settle(page)
     page.get_by_label("Number format").click()
     page.get_by_role("option", name="bfloat16").click()
     page.get_by_role("button", name="Answer", exact=True).click()

@@ -72,6 +72,7 @@ def test_an_evaluation_runs_from_the_page_and_a_reload_finds_it(new_page, base_m
         page = new_page(f"{address}/scaling")
         settle(page)
         page.get_by_text("Evaluate variants yourself").click()
+        settle(page)
         form = page.locator("[data-testid=stForm]")
         form.get_by_role("combobox", name="Prompt set").click()
         page.get_by_role("option", name="two-00000000").click()
