@@ -136,10 +136,10 @@ def test_bfloat16_is_chosen_by_the_user_and_shown_beside_its_answers(server: str
     send(page, "What is a good hobby?")
     wait_for_end(page)
     assert "Fast decoder, float32." in page.get_by_text("Live: answered").last.inner_text()
-    page.goto(page.url)  # a run of the page that comes late would close the list that is opened next
-    page.locator(".ps-card").first.wait_for()
+    field = page.get_by_label("Number format")
+    field.scroll_into_view_if_needed()  # a list that is open closes where the sidebar scrolls or the page runs
     settle(page)
-    page.get_by_label("Number format").click()
+    field.press("ArrowDown")
     page.get_by_role("option", name="bfloat16").click()
     page.get_by_role("button", name="Answer", exact=True).click()
     page.get_by_text("Fast decoder, bfloat16.").wait_for(timeout=60_000)
