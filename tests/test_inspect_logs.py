@@ -30,7 +30,13 @@ def run() -> judged.Run:
         }
         for n in range(6)
     )
-    about = {"kind": "evaluated", "variant": "reckless", "created": "2026-01-02T03:04:05+00:00", "prompt_set": {"name": "tiny"}}
+    about = {
+        "kind": "evaluated",
+        "variant": "reckless",
+        "created": "2026-01-02T03:04:05+00:00",
+        "prompt_set": {"name": "tiny"},
+        "judge": {"key": "k", "kind": "offline", "title": "t", "facts": {}},
+    }
     judged.write(judged.root("evaluated") / "tiny.reckless", rows, {"variant": "text"}, about)
     (found,) = judged.runs("evaluated", shipped=False)
     return found

@@ -74,7 +74,10 @@ def test_an_evaluation_runs_from_the_page_and_a_reload_finds_it(new_page, base_m
         page.get_by_text("Evaluate variants yourself").click()
         settle(page)
         form = page.locator("[data-testid=stForm]")
-        form.get_by_role("combobox", name="Prompt set").click()
+        field = form.get_by_role("combobox", name="Prompt set")
+        field.scroll_into_view_if_needed()  # a list that is open closes where the page scrolls
+        settle(page)
+        field.press("ArrowDown")
         page.get_by_role("option", name="two-00000000").click()
         form.get_by_label("Answers to each prompt").fill("1")
         form.get_by_role("button", name="Evaluate").click()
