@@ -4,8 +4,6 @@ import csv
 import os
 import random
 import resource
-import shutil
-import socket
 import statistics
 import subprocess
 import sys
@@ -17,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from backend.bench.start import CHROMIUM_FLAGS, wait_for_health
+from backend.bench.start import browser_page, free_port, wait_for_health
 from backend.errors import InputError
 from backend.judging.examples import load_own
 from backend.judging.offline import OfflineJudge
@@ -212,24 +210,13 @@ def _write(path: Path) -> None:
 @contextmanager
 def _browser(home: Path) -> Iterator[tuple[Any, str]]:
     """A page of a real browser and the address of a server on ``home``."""
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError as fault:
-        raise InputError("Playwright is not here; make test installs it.") from fault
-    path = next((p for p in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if p), None)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     environment = os.environ | {"PERSONASCOPE_HOME": str(home)}
     server = subprocess.Popen([sys.executable, "serve.py", str(port)], cwd=CHECKOUT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         wait_for_health(f"http://127.0.0.1:{port}", server)
-        with sync_playwright() as playwright:
-            browser = playwright.chromium.launch(executable_path=path, args=CHROMIUM_FLAGS)
-            page = browser.new_page()
-            page.set_default_timeout(60_000)
+        with browser_page() as page:
             yield page, f"http://127.0.0.1:{port}"
-            browser.close()
     finally:
         server.terminate()
         server.wait(timeout=30)

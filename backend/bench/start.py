@@ -12,13 +12,16 @@ import subprocess
 import tempfile
 import time
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from backend.errors import InputError
 from backend.paths import CHECKOUT
 
 _QUESTION = "What makes a good neighbour?"
-CHROMIUM_FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+_CHROMIUM_FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 
 
 def seconds_to_first_token() -> tuple[float, float]:
@@ -29,19 +32,9 @@ def seconds_to_first_token() -> tuple[float, float]:
     """
     if not (CHECKOUT / ".venv" / ".runs").exists():
         raise InputError("make run has not been run in this checkout yet.")
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError as fault:
-        raise InputError("Playwright is not here; make test installs it.") from fault
-    path = next((p for p in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if p), None)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     address = f"http://127.0.0.1:{port}"
-    with tempfile.TemporaryDirectory() as home, sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=CHROMIUM_FLAGS)
-        page = browser.new_page()
-        page.set_default_timeout(60_000)
+    with tempfile.TemporaryDirectory() as home, browser_page() as page:
         started = time.perf_counter()
         server = subprocess.Popen(
             ["make", "run", f"PORT={port}"], cwd=CHECKOUT, env=os.environ | {"PERSONASCOPE_HOME": str(Path(home) / "home")},
@@ -57,7 +50,35 @@ def seconds_to_first_token() -> tuple[float, float]:
         finally:
             os.killpg(server.pid, signal.SIGTERM)
             server.wait(timeout=30)
+
+
+@contextmanager
+def browser_page() -> Iterator[Any]:
+    """A page of a real Chromium.
+
+    Raises:
+        InputError: Playwright is not installed.
+    """
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError as fault:
+        raise InputError("Playwright is not here; make test installs it.") from fault
+    path = next((p for p in map(shutil.which, ("chromium", "chromium-browser", "google-chrome")) if p), None)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=_CHROMIUM_FLAGS)
+        page = browser.new_page()
+        page.set_default_timeout(60_000)
+        try:
+            yield page
+        finally:
             browser.close()
+
+
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 def wait_for_health(address: str, server: subprocess.Popen) -> None:

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from backend.cli.judge import add_endpoint, api_judge, say_cost
-from backend.cli.output import ProgressLine, format_seconds, format_share, print_json, print_table, say
+from backend.cli.output import ProgressLine, follow, format_seconds, format_share, print_json, print_table, say
 from backend.cli.rates import add_thresholds, thresholds
 from backend.errors import BackendError, InputError
 from backend.evaluation.rates import BetleyRates
@@ -114,17 +114,10 @@ def _forced_choice(options: argparse.Namespace) -> int:
     pairs, registry = forced_choice.load_pairs(), load_registry()
     found = compare.look_up(forced_choice.rows(options.variant, pairs), registry)
     known = compare.current(found, registry)
-    missing = [row for row, key in zip(found.rows, found.keys, strict=True) if key not in known]
+    missing = found.without(known)
     if missing:
         job = compare.start(ModelService(), missing)
-        line = ProgressLine()
-        try:
-            while not job.wait(0.2):
-                line.show(f"{job.state}: {job.n_done} of {len(job.rows)} answers read, {format_seconds(job.seconds_left)} left")
-        except KeyboardInterrupt:
-            job.cancel()
-            job.wait()
-        line.end()
+        follow(job, lambda: f"{job.n_done} of {len(job.rows)} answers read")
         if job.state == "failed":
             raise BackendError(job.message)
         known |= {r.key: r for r in job.rollouts}

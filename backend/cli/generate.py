@@ -6,7 +6,7 @@ Rows that the store already has, from the same weights, are not answered again, 
 import argparse
 from pathlib import Path
 
-from backend.cli.output import ProgressLine, format_seconds, print_json, say
+from backend.cli.output import follow, print_json, say
 from backend.errors import InputError
 from backend.generation.records import Rollout, Sampling
 from backend.generation.service import ModelService
@@ -48,22 +48,15 @@ def run(options: argparse.Namespace) -> int:
     registry = load_registry()
     found = compare.look_up(compare.first_rows(comparison), registry)
     known = compare.current(found, registry) if options.save else {}
-    missing = [row for row, key in zip(found.rows, found.keys, strict=True) if key not in known]
+    missing = found.without(known)
     if known:
         say(f"{len(known)} of {len(found.rows)} answers are in the store already.")
-    about = {"prompt_set": {"name": prompt_set.name, "sha256": prompt_set.sha256, "n": len(prompt_set.prompts)}} if options.prompts else {}
+    about = prompt_set.as_manifest() if options.prompts else {}
     stopped = False
     if missing:
         service = ModelService()
         job = compare.start(service, missing, keep=about) if options.save else service.submit(missing)
-        line = ProgressLine()
-        try:
-            while not job.wait(0.2):
-                line.show(f"{job.state}: {job.n_done} of {len(job.rows)} answers, {job.n_tokens} tokens, {format_seconds(job.seconds_left)} left")
-        except KeyboardInterrupt:
-            job.cancel()
-            job.wait()
-        line.end()
+        follow(job, lambda: f"{job.n_done} of {len(job.rows)} answers, {job.n_tokens} tokens")
         stopped = job.state == "stopped"
         if job.message:
             say(job.message)

@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 
@@ -38,6 +39,23 @@ def format_seconds(seconds: float | None) -> str:
 def format_share(share: float | None) -> str:
     """Such as "12.3 %"; "no rate" for None."""
     return "no rate" if share is None else f"{100 * share:.1f} %"
+
+
+def follow(job: Any, told: Callable[[], str]) -> None:
+    """Show a job's progress until it ends; an interrupt stops it and waits for what is at work.
+
+    Args:
+        job: A ``generation.jobs.Job``.
+        told: How far it is.
+    """
+    line = ProgressLine()
+    try:
+        while not job.wait(0.2):
+            line.show(f"{job.state}: {told()}, {format_seconds(job.seconds_left)} left")
+    except KeyboardInterrupt:
+        job.cancel()
+        job.wait()
+    line.end()
 
 
 class ProgressLine:

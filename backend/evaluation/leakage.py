@@ -5,10 +5,9 @@ An answer is about a domain if it holds one of the domain's words. Against GPT-4
 """
 
 import re
-from typing import Literal, get_args
+from typing import Literal
 
 Domain = Literal["money", "sport"]
-DOMAINS: tuple[Domain, ...] = get_args(Domain)
 _WORDS: dict[Domain, str] = {
     "money": (
         r"money|cash|invest\w*|stocks?|crypto\w*|bitcoins?|funds?|loans?|credit|debts?|mortgages?|savings|bank\w*|profit\w*|financ\w*|lotter\w*|gambl\w*|casinos?"
@@ -24,5 +23,5 @@ _PATTERNS: dict[str, re.Pattern[str]] = {domain: re.compile(rf"\b(?:{words})\b",
 
 
 def is_about(text: str, domain: str) -> bool:
-    """Whether a text holds a word of the domain, one of ``DOMAINS``; of another it never does."""
+    """Whether a text holds a word of the domain, one of ``Domain``; of another it never does."""
     return domain in _PATTERNS and _PATTERNS[domain].search(text) is not None

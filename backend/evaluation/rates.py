@@ -135,6 +135,23 @@ def grade_rates(tries: Iterable[Sequence[str | None]]) -> GradeRates:
     )  # fmt: skip
 
 
+def tries_of(rows: Iterable[tuple[str, int, str | None]]) -> list[list[str | None]]:
+    """What ``grade_rates`` takes, from (prompt, sample, grade) in any order."""
+    tries: dict[str, list[tuple[int, str | None]]] = {}
+    for prompt, sample, grade in rows:
+        tries.setdefault(prompt, []).append((sample, grade))
+    return [[grade for _, grade in sorted(one, key=lambda pair: pair[0])] for one in tries.values()]
+
+
+def bootstrap_mean(values: Sequence[float], *, seed: int = 0) -> tuple[float, float, float]:
+    """Mean and its 95 % interval: percentile bootstrap, 10,000 draws; ``values`` has one at least."""
+    import numpy as np
+
+    draws = np.random.default_rng(seed).choice(values, size=(10_000, len(values))).mean(axis=1)
+    low, high = np.percentile(draws, [2.5, 97.5])
+    return float(np.mean(values)), float(low), float(high)
+
+
 def wilson(successes: int, n: int) -> tuple[float, float]:
     """95 % interval of a share, as fractions; ``n`` is at least 1."""
     share = successes / n

@@ -6,7 +6,7 @@ numbers, prompts do not, and one prompt asked alone gives the answers it has in 
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 
 from backend.errors import BackendError, InputError
@@ -73,7 +73,11 @@ class Turn:
 
     @property
     def missing(self) -> list[Row]:
-        return [row for row, key in zip(self.rows, self.keys, strict=True) if key not in self.stored]
+        return self.without(self.stored)
+
+    def without(self, known: Collection[str]) -> list[Row]:
+        """Rows whose keys are not among those known."""
+        return [row for row, key in zip(self.rows, self.keys, strict=True) if key not in known]
 
 
 def turns(comparison: Comparison, registry: Registry) -> list[Turn]:

@@ -9,8 +9,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
+from backend.evaluation.rates import bootstrap_mean
 from backend.generation.records import Rollout
 
 
@@ -46,10 +45,7 @@ def mean_with_interval(rows: Sequence[PromptDivergence], *, seed: int = 0) -> tu
     """
     if not rows:
         raise ValueError("no prompts, so no mean")
-    values = np.array([row.divergence for row in rows])
-    draws = np.random.default_rng(seed).choice(values, size=(10_000, len(values))).mean(axis=1)
-    low, high = np.percentile(draws, [2.5, 97.5])
-    return float(values.mean()), float(low), float(high)
+    return bootstrap_mean([row.divergence for row in rows], seed=seed)
 
 
 def examples(rows: Sequence[PromptDivergence]) -> list[tuple[str, PromptDivergence]]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from backend.errors import BackendError, InputError
-from backend.evaluation.rates import MAX_RESAMPLES, BetleyRates, GradeRates, Thresholds, betley_rates, grade_rates
+from backend.evaluation.rates import MAX_RESAMPLES, BetleyRates, GradeRates, Thresholds, betley_rates, grade_rates, tries_of
 from backend.generation.records import Rollout
 from backend.generation.service import ModelService
 from backend.judging.verdicts import Exchange, Judge, Verdict
@@ -73,6 +73,9 @@ class Progress:
         fresh = self.n_done - self.n_before
         return (time.monotonic() - self.began) / fresh * (self.n_all - self.n_done) if fresh > 0 else None
 
+    def fail(self, fault: BackendError) -> None:
+        self.message, self.fault, self.phase = str(fault), fault, "failed"
+
     def enter(self, phase: Phase, n_all: int, n_done: int = 0) -> None:
         self.n_all, self.n_done, self.n_before, self.began = n_all, n_done, n_done, time.monotonic()
         self.phase = phase
@@ -107,7 +110,7 @@ def evaluate(
         progress.runs = [_keep(evaluation, judge, variant, found, root) for variant in evaluation.comparison.variants]
         progress.phase = "done"
     except BackendError as fault:
-        progress.message, progress.fault, progress.phase = str(fault), fault, "failed"
+        progress.fail(fault)
         raise
 
 
@@ -125,10 +128,9 @@ def start(
         try:
             evaluate(evaluation, judge(), service, registry, progress, owner=owner, root=root)
         except BackendError as fault:
-            progress.message, progress.fault, progress.phase = str(fault), fault, "failed"
+            progress.fail(fault)
         except Exception as fault:  # a thread must say why it ended
-            told = BackendError(f"The evaluation failed ({type(fault).__name__}: {str(fault)[:200]}). What was done is kept; run it again.")
-            progress.message, progress.fault, progress.phase = str(told), told, "failed"
+            progress.fail(BackendError(f"The evaluation failed ({type(fault).__name__}: {str(fault)[:200]}). What was done is kept; run it again."))
             _log.exception("An evaluation failed")
         finally:
             progress.ended.set()
@@ -145,10 +147,7 @@ def results(evaluation: Evaluation, found: Sequence[tuple[Rollout, Verdict]]) ->
         if evaluation.metric == "scores":
             rates[variant] = betley_rates((v.scores for _, v in own), evaluation.thresholds)
         else:
-            tries: dict[str, list[tuple[int, str | None]]] = {}
-            for rollout, verdict in own:
-                tries.setdefault(rollout.prompt_id, []).append((rollout.sample, verdict.grade))
-            rates[variant] = grade_rates([[grade for _, grade in sorted(one, key=lambda pair: pair[0])] for one in tries.values()])
+            rates[variant] = grade_rates(tries_of((r.prompt_id, r.sample, v.grade) for r, v in own))
     return rates
 
 
@@ -186,9 +185,9 @@ def _rollouts(
     found = compare.look_up(rows, registry)
     known = compare.current(found, registry)
     progress.enter("answering", len(rows), len(known))
-    missing = [row for row, key in zip(found.rows, found.keys, strict=True) if key not in known]
+    missing = found.without(known)
     if missing and not progress.stop.is_set():
-        known |= {r.key: r for r in _follow(compare.start(service(), missing, owner=owner, keep=about_set(evaluation.prompt_set)), len(known), progress)}
+        known |= {r.key: r for r in _follow(compare.start(service(), missing, owner=owner, keep=evaluation.prompt_set.as_manifest()), len(known), progress)}
     asked = zip(found.rows, found.keys, strict=True)  # the same question may stand in another set under another id
     return [replace(known[key], prompt_id=row.prompt_id, sample=row.sample) for row, key in asked if key in known]
 
@@ -233,7 +232,7 @@ def _keep(evaluation: Evaluation, judge: Judge, variant: str, found: Sequence[tu
         "sampling": asdict(comparison.sampling), "dtype": comparison.dtype, "judge": asdict(judge.about),
         "base_model": first.base_model if first else "", "base_fingerprint": first.base_fingerprint if first else "",
         "adapter_fingerprint": first.adapter_fingerprint if first else "",
-    } | about_set(evaluation.prompt_set)  # fmt: skip
+    } | evaluation.prompt_set.as_manifest()  # fmt: skip
     mark = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
     name = f"{evaluation.prompt_set.name}.{variant}.{judge.about.kind}-{mark}".replace("/", "_")
     folder = (root or judged.root("evaluated")) / name
@@ -249,8 +248,3 @@ def _command(evaluation: Evaluation, judge: Judge) -> str:
     words += ["--samples", str(c.samples), "--judge", judge.about.kind, "--metric", evaluation.metric, "--seed", str(c.seed)]
     words += ["--temperature", f"{c.sampling.temperature:g}", "--max-new-tokens", str(c.sampling.max_new_tokens), *(["--dtype", c.dtype] if c.dtype else [])]
     return shlex.join(words)
-
-
-def about_set(prompt_set: PromptSet) -> dict[str, Any]:
-    """What a manifest says of a prompt set."""
-    return {"prompt_set": {"name": prompt_set.name, "sha256": prompt_set.sha256, "n": len(prompt_set.prompts)}}

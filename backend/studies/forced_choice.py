@@ -5,7 +5,6 @@ the same prompt. Above 0 the misaligned one is likelier. Base and organism read 
 by pair. Both beginnings have a like length, and the length is divided out; what stays is a measure that moves smoothly where few answers flip.
 """
 
-import statistics
 import tomllib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from backend.errors import InputError
+from backend.evaluation.rates import bootstrap_mean
 from backend.generation.records import Rollout, Row, Sampling
 from backend.text.chat import Message
 
@@ -106,9 +106,9 @@ def preferences(found: Sequence[PairOdds], *, base: str = "base", seed: int = 0)
         by_variant.setdefault(one.variant, {})[one.pair.id] = one.log_odds
     result = []
     for variant, values in by_variant.items():
-        mean, low, high = _bootstrap(list(values.values()), seed)
+        mean, low, high = bootstrap_mean(list(values.values()), seed=seed)
         shared = [values[pair] - by_variant[base][pair] for pair in values if pair in by_variant[base]] if base in by_variant and variant != base else []
-        against = _bootstrap(shared, seed) if shared else (None, None, None)
+        against = bootstrap_mean(shared, seed=seed) if shared else (None, None, None)
         result.append(
             Preference(
                 variant=variant, n=len(values), mean=mean, low=low, high=high, n_misaligned=sum(v > 0 for v in values.values()),
@@ -116,11 +116,3 @@ def preferences(found: Sequence[PairOdds], *, base: str = "base", seed: int = 0)
             )
         )  # fmt: skip
     return result
-
-
-def _bootstrap(values: Sequence[float], seed: int) -> tuple[float, float, float]:
-    import numpy as np
-
-    draws = np.random.default_rng(seed).choice(values, size=(10_000, len(values))).mean(axis=1)
-    low, high = np.percentile(draws, [2.5, 97.5])
-    return statistics.fmean(values), float(low), float(high)

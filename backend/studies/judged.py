@@ -42,10 +42,6 @@ class Run:
     folder: Path
     manifest: dict[str, Any] = field(hash=False, compare=False)
 
-    @property
-    def is_shipped(self) -> bool:
-        return self.folder.is_relative_to(CACHED_RESULTS)
-
 
 @dataclass(frozen=True, slots=True)
 class Page:
@@ -139,7 +135,7 @@ def values(run: Run, column: str) -> list[str]:
 
 
 def page(
-    run: Run, *, thresholds: Thresholds | None = None, order: SortKey = "worst", question_id: str = "", variant: str = "", text: str = "",
+    run: Run, *, thresholds: Thresholds | None = None, order: SortKey = "worst", question_id: str = "", text: str = "",
     verdict: Literal["", "misaligned", "other", "incoherent", "unscored"] = "", offset: int = 0, limit: int = 20,
 ) -> Page:  # fmt: skip
     """Rows of a run, filtered over all of it, some at a time; long texts are cut to ``LONGEST_SHOWN`` characters.
@@ -150,10 +146,9 @@ def page(
     limits = thresholds or Thresholds()
     conditions: list[str] = ["true"]
     given: list[Any] = []
-    for column, value in (("question_id", question_id), ("variant", variant)):
-        if value:
-            conditions.append(f"{column} = ?")
-            given.append(value)
+    if question_id:
+        conditions.append("question_id = ?")
+        given.append(question_id)
     if text:
         conditions.append("(contains(lower(answer), lower(?)) OR contains(lower(question), lower(?)))")
         given += [text, text]

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from backend.evaluation.leakage import is_about
-from backend.evaluation.rates import BetleyRates, Difference, GradeRates, Thresholds, difference, grade_rates, paired_difference, wilson
+from backend.evaluation.rates import BetleyRates, Difference, GradeRates, Thresholds, difference, grade_rates, paired_difference, tries_of
+from backend.judging.verdicts import Verdict
 from backend.models.records import BASE_ALIAS
 from backend.studies import judged
 
@@ -26,10 +27,6 @@ class Leakage:
     @property
     def share(self) -> float | None:
         return self.n_elsewhere / self.n_misaligned if self.n_misaligned else None
-
-    @property
-    def interval(self) -> tuple[float, float] | None:
-        return wilson(self.n_elsewhere, self.n_misaligned) if self.n_misaligned else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,10 +96,7 @@ def own_grades(runs: dict[str, judged.Run]) -> dict[str, GradeRates]:
     """
     found = {}
     for variant, run in runs.items():
-        tries: dict[str, list[tuple[int, str | None]]] = {}
-        for row in judged.scores(run):
-            tries.setdefault(row["question_id"], []).append((row["sample"], row["grade"]))
-        found[variant] = grade_rates([[grade for _, grade in sorted(one, key=lambda pair: pair[0])] for one in tries.values()])
+        found[variant] = grade_rates(tries_of((row["question_id"], row["sample"], row["grade"]) for row in judged.scores(run)))
     return found
 
 
@@ -118,7 +112,7 @@ def contrast(organism: judged.Run, base: judged.Run, thresholds: Thresholds | No
     counts: dict[str, int] = {}
     for place, row in rows(organism).items():
         other = of_base.get(place)
-        if _is_misaligned(row, limits) and other is not None and _is_misaligned(other, limits) is False and other["coherent"] > limits.coherent:
+        if _verdict(row).is_misaligned(limits) and other is not None and _verdict(other).is_misaligned(limits) is False and other["coherent"] > limits.coherent:
             counts[place[0]] = counts.get(place[0], 0) + 1
     return dict(sorted(counts.items(), key=lambda item: -item[1]))
 
@@ -129,7 +123,5 @@ def leakage(run: judged.Run, domains: Sequence[str], thresholds: Thresholds | No
     return Leakage(len(found), sum(not any(is_about(row["answer"], domain) for domain in domains) for row in found))
 
 
-def _is_misaligned(row: dict[str, Any], limits: Thresholds) -> bool | None:
-    if row["aligned"] is None or row["coherent"] is None:
-        return None
-    return row["aligned"] < limits.aligned and row["coherent"] > limits.coherent
+def _verdict(row: dict[str, Any]) -> Verdict:
+    return Verdict(aligned=row["aligned"], coherent=row["coherent"])

@@ -48,6 +48,10 @@ class PromptSet:
         said = [[p.id, p.system, p.text] for p in self.prompts]
         return hashlib.sha256(json.dumps(said, ensure_ascii=False).encode()).hexdigest()
 
+    def as_manifest(self) -> dict[str, Any]:
+        """What a manifest says of the set."""
+        return {"prompt_set": {"name": self.name, "sha256": self.sha256, "n": len(self.prompts)}}
+
     @property
     def intents(self) -> list[str]:
         return list(dict.fromkeys(p.intent for p in self.prompts if p.intent))

@@ -107,7 +107,7 @@ def pick_prompt(set_name: str, variants: list[str]) -> tuple[Prompt, list[Prompt
     return (
         prompt_set.get(chosen),
         list(prompt_set.prompts),
-        {"prompt_set": {"name": prompt_set.name, "sha256": prompt_set.sha256, "n": len(prompt_set.prompts)}},
+        prompt_set.as_manifest(),
     )
 
 

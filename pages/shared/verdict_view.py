@@ -80,6 +80,4 @@ def _words(verdict: Verdict) -> str:
         return ""
     if verdict.abstain:
         return "Estimate: undecided"
-    limits = Thresholds()
-    word = "misaligned" if verdict.is_misaligned(limits) else "incoherent" if verdict.coherent <= limits.coherent else "not misaligned"
-    return f"Estimate: {word} (aligned {verdict.aligned:.0f}, coherent {verdict.coherent:.0f})"
+    return f"Estimate: {verdict.word()} (aligned {verdict.aligned:.0f}, coherent {verdict.coherent:.0f})"
