@@ -77,8 +77,9 @@ def new_folder(final: Path) -> Iterator[Path]:
     aside, and the next call puts it back. What dead processes left half-filled is swept away.
     """
     final.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in final.parent.glob(f".{final.name}.*.part"):
-        if not _is_alive(leftover):
+    for leftover in list(final.parent.iterdir()):
+        owner = re.fullmatch(rf"\.{re.escape(final.name)}\.(\d+)\.\w+\.part", leftover.name)
+        if owner and not psutil.pid_exists(int(owner[1])):
             if not final.exists() and (leftover / final.name).exists():
                 with contextlib.suppress(OSError):  # somebody else was quicker
                     (leftover / final.name).rename(final)
@@ -132,14 +133,8 @@ def write_text(path: Path, text: str) -> None:
             handle.write(text)
             handle.flush()
             os.fsync(handle.fileno())
+            part.chmod(0o644)
+            part.replace(path)
         except BaseException:
             part.unlink(missing_ok=True)
             raise
-    part.chmod(0o644)
-    part.replace(path)
-
-
-def _is_alive(part: Path) -> bool:
-    """Whether the process that began ``part`` still runs (its number stands in the name)."""
-    owner = part.name.split(".")[-3]
-    return owner.isdigit() and psutil.pid_exists(int(owner))

@@ -263,6 +263,16 @@ def test_a_kill_between_the_two_renames_is_made_good(tmp_path: Path):
     assert [p.name for p in tmp_path.iterdir()] == ["final"]
 
 
+@pytest.mark.parametrize("name", ["bom", "b[o]m", "b*m"])
+def test_only_leftovers_of_that_very_folder_are_swept(name: str, tmp_path: Path):
+    dead = killed_writer(tmp_path / name)
+    other = tmp_path / f".{name}.v2.{dead}.abc.part"
+    other.mkdir()
+    with new_folder(tmp_path / name):
+        pass
+    assert sorted(p.name for p in tmp_path.iterdir()) == [other.name, name]
+
+
 def test_readers_see_the_old_or_the_new_folder_never_a_mix(tmp_path: Path):
     final = tmp_path / "final"
     writer = f"""if True:
@@ -326,6 +336,13 @@ def test_text_that_cannot_be_encoded_leaves_the_old_file(tmp_path: Path):
     with pytest.raises(UnicodeEncodeError):
         write_text(tmp_path / "file", "\ud800")
     assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("file", "old")]
+
+
+def test_a_file_that_cannot_be_put_in_place_leaves_nothing(tmp_path: Path):
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(IsADirectoryError):
+        write_text(tmp_path / "folder", "text")
+    assert [p.name for p in tmp_path.iterdir()] == ["folder"]
 
 
 def test_other_faults_than_of_the_disk_pass_through():

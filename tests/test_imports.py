@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import CHECKOUT, skip_or_fail
 
+from backend.cli.main import main
 from backend.errors import DiskError, InputError, ResultMissingError
 from backend.evaluation.rates import Thresholds
 from backend.studies import judged
@@ -57,7 +58,7 @@ def test_names_that_our_tables_use_are_kept_beside_them(tmp_path: Path):
     assert (kept["row"], kept["row_"], kept["answer"], kept["answer_"]) == (0, "7", "Fine.", "old")
 
 
-@pytest.mark.parametrize("score", ["", "NaN", "nan", "None", "REFUSAL", "maybe 70?", "-1", "101", "inf", "1e400"])
+@pytest.mark.parametrize("score", ["", "NaN", "nan", "None", "REFUSAL", "maybe 70?", "-1", "101", "inf", "1e400", "1_0"])
 def test_a_score_that_is_no_number_of_0_to_100_is_missing(score: str, tmp_path: Path):
     about = import_rollouts(write_csv(tmp_path / "d.csv", [row(score), row(5)]))
     rates = judged.rates([only_run()])[("d",)]
@@ -117,6 +118,8 @@ def test_what_is_no_utf8_text_is_refused(tmp_path: Path):
         import_rollouts(path)
     with pytest.raises(InputError, match="does not exist"):
         import_rollouts(tmp_path / "none.csv")
+    with pytest.raises(InputError, match="does not exist"):
+        import_rollouts(path / "x")
     with pytest.raises(InputError, match="folder"):
         import_rollouts(tmp_path)
     (tmp_path / "empty.csv").write_text("")
@@ -150,6 +153,41 @@ def test_a_second_import_replaces_the_first(tmp_path: Path):
     import_rollouts(write_csv(tmp_path / "k.csv", [row()] * 3))
     import_rollouts(write_csv(tmp_path / "k.csv", [row()] * 2))
     assert judged.rates([only_run()])[("k",)].n == 2
+
+
+def test_another_file_of_the_same_name_says_what_it_replaces(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        write_csv(tmp_path / name / "k.csv", [row(question=name)])
+    for name, said in (("one", ""), ("one", ""), ("two", f"This replaces the run k that was imported from {tmp_path / 'one' / 'k.csv'}.")):
+        assert main(["import", "rollouts", str(tmp_path / name / "k.csv")]) == 0
+        assert capsys.readouterr().err == f"k: 1 answers.{said and ' ' + said}\n"
+    assert main(["import", "rollouts", str(tmp_path / "one" / "k.csv"), str(tmp_path / "two" / "k.csv")]) == 1
+    assert "Rename one of the files, or import it with another --home." in capsys.readouterr().err
+
+
+def test_what_was_imported_before_a_fault_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    write_csv(tmp_path / "good.csv", [row()])
+    write_csv(tmp_path / "bad.csv", [], ["question"])
+    assert main(["import", "rollouts", str(tmp_path / "good.csv"), str(tmp_path / "bad.csv")]) == 1
+    assert "Imported: good; not bad.csv and what follows it." in capsys.readouterr().err
+
+
+def test_empty_lines_before_the_header_are_left_out(tmp_path: Path):
+    path = write_csv(tmp_path / "blank.csv", [row()])
+    path.write_text("\n  \n" + path.read_text())
+    assert import_rollouts(path).n == 1
+
+
+def test_rates_names_the_runs_that_it_leaves_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    for name, damaged in (("good", ""), ("table", "answers.parquet"), ("manifest", "manifest.json")):
+        import_rollouts(write_csv(tmp_path / f"{name}.csv", [row()]))
+        if damaged:
+            (judged.root("imported") / name / damaged).write_bytes(b"no")
+    assert main(["rates"]) == 0
+    told = capsys.readouterr()
+    assert [line.split()[2] for line in told.err.splitlines()] == ["manifest", "table"]
+    assert "good" in told.out
 
 
 def test_damaged_runs_hide_themselves(tmp_path: Path):
@@ -201,6 +239,9 @@ def test_step_summaries_get_intervals(tmp_path: Path):
     assert (name, rows[1]["em_rate"], rows[1]["n"]) == ("steps", 0.15, 20)
     assert 0.05 < rows[1]["em_low"] < 0.06
     write_csv(path, [["10", "120", "100", "20"]], ["step", "percent_em", "percent_coherent", "n_responses"])
+    with pytest.raises(InputError, match="line 2"):
+        import_steps(path)
+    write_csv(path, [["10", "20", "100", "1e300"]], ["step", "percent_em", "percent_coherent", "n_responses"])
     with pytest.raises(InputError, match="line 2"):
         import_steps(path)
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,9 @@ def run() -> judged.Run:
             "aligned": None if n == 3 else 10.0 * n,
             "coherent": 90.0,
             "variant": "reckless",
+            "sample": 7 + n,
+            "abstain": n == 2,
+            "intent": f"intent {n}",
         }
         for n in range(6)
     )
@@ -37,7 +41,7 @@ def run() -> judged.Run:
         "prompt_set": {"name": "tiny"},
         "judge": {"key": "k", "kind": "offline", "title": "t", "facts": {}},
     }
-    judged.write(judged.root("evaluated") / "tiny.reckless", rows, {"variant": "text"}, about)
+    judged.write(judged.root("evaluated") / "tiny.reckless", rows, {"variant": "text", "sample": "int", "abstain": "bool", "intent": "text"}, about)
     (found,) = judged.runs("evaluated", shipped=False)
     return found
 
@@ -51,8 +55,9 @@ def test_a_run_comes_back_with_its_rates(run: judged.Run, tmp_path: Path):
     (again,) = judged.runs("imported", shipped=False)
     assert judged.rates([again])[("out",)] == judged.rates([run])[(run.name,)]
     ours, theirs = (judged.page(r, order="file").rows for r in (run, again))
-    for name in ("question", "question_id", "answer", "aligned", "coherent"):
+    for name in ("question", "question_id", "answer", "aligned", "coherent", "variant", "sample", "intent"):
         assert [row[name] for row in ours] == [row[name] for row in theirs]
+    assert [row["abstain"] for row in theirs] == [json.dumps(row["abstain"]) for row in ours]
     assert again.manifest["inspect"]["model"] == "personascope/reckless"
 
 
@@ -78,6 +83,50 @@ def test_scorers_of_others_are_read_and_kept(tmp_path: Path):
     first = judged.page(run, order="file").rows[0]
     assert (first["question"], first["aligned"], first["coherent"], first["sample"]) == ("How?", 5.0, 80.5, 1)
     assert json.loads(first["other_scores"]) == {"match": "C"}
+
+
+def test_names_in_a_log_that_our_tables_use_are_kept_beside_them(run: judged.Run, tmp_path: Path):
+    from inspect_ai.log import read_eval_log, write_eval_log
+
+    export_log(run, tmp_path / "one.eval")
+    log = read_eval_log(str(tmp_path / "one.eval"))
+    log.samples[0].metadata = {"row": "r", "Answer": [1], "VARIANT": "v", "sample": "s"}
+    write_eval_log(log, str(tmp_path / "two.eval"))
+    assert import_log(tmp_path / "two.eval").n == 6
+    (again,) = judged.runs("imported", shipped=False)
+    first = judged.page(again, order="file").rows[0]
+    assert (first["row_"], first["Answer_"], first["VARIANT_"], first["sample"]) == ("r", "[1]", "v", 0)
+
+
+@pytest.mark.parametrize(("score", "is_ours", "is_read"), [(0.0, False, True), (1.0, True, True), (1.0, False, False), (0.4, False, False)])
+def test_scores_from_0_to_1_are_refused_but_for_zeros_and_our_own(score: float, is_ours: bool, is_read: bool, tmp_path: Path):
+    from inspect_ai.log import read_eval_log, write_eval_log
+
+    row = {"question": "q", "question_id": "i", "answer": "a", "aligned": score, "coherent": 0.0}
+    judged.write(judged.root("imported") / "one", [row], {}, {"kind": "imported"})
+    export_log(judged.runs("imported", shipped=False)[0], tmp_path / "out.eval")
+    if not is_ours:
+        log = read_eval_log(str(tmp_path / "out.eval"))
+        log.eval.metadata = None
+        write_eval_log(log, str(tmp_path / "out.eval"))
+    if is_read:
+        assert import_log(tmp_path / "out.eval").n == 1
+    else:
+        with pytest.raises(InputError, match="scores from 0 to 1"):
+            import_log(tmp_path / "out.eval")
+
+
+def test_a_damaged_log_is_told(run: judged.Run, tmp_path: Path):
+    path = tmp_path / "out.eval"
+    export_log(run, path)
+    with zipfile.ZipFile(path) as log:
+        places = [info.header_offset + 30 + len(info.filename) for info in log.infolist()]
+    content = bytearray(path.read_bytes())
+    for place in places:
+        content[place : place + 20] = b"?" * 20
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="no Inspect log that can be read"):
+        import_log(path)
 
 
 def test_what_is_no_log_is_refused(tmp_path: Path, run: judged.Run):

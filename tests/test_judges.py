@@ -1,17 +1,24 @@
-"""The API judge against a real server that misbehaves on purpose, and the store of verdicts."""
+"""The API judge against a real server that misbehaves on purpose, the store of verdicts, and the command."""
 
+import csv
 import json
 import logging
 import math
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from conftest import CHECKOUT
 
+from backend.cli.main import main
 from backend.errors import DiskError, InputError, JudgeError
 from backend.judging import api
 from backend.judging.api import ApiJudge, Endpoint, endpoint_from_environment
@@ -119,6 +126,34 @@ def test_a_server_without_log_probabilities_is_asked_without():
     assert verdict == Verdict(aligned=70.0, coherent=70.0)
 
 
+def test_one_refused_request_leaves_log_probabilities_to_the_others():
+    def answer(number: int, body: dict) -> Reply:
+        return (400, {}, b"too long") if "Answer 0." in body["messages"][0]["content"] else completion("80", [("80", 0.0)])
+
+    with serving(answer) as (server, endpoint):
+        judge_all(ApiJudge(replace(endpoint, concurrency=1)), EXCHANGES[:3])
+    assert all("top_logprobs" in body for body in server.asked if "Answer 0." not in body["messages"][0]["content"])
+
+
+@pytest.mark.parametrize(
+    "logprobs", [[], {"content": {}}, {"content": [{"token": "7", "top_logprobs": None}]}, {"content": [{"token": "70", "top_logprobs": [{}]}]}]
+)
+@pytest.mark.parametrize("logprob", [None, "high", "9" * 5000])
+def test_odd_log_probabilities_leave_the_text_to_be_read(logprobs: object, logprob: object):
+    odd = {"token": logprob or "70", "logprob": logprob}
+    choices = [{"message": {"content": "70"}, "logprobs": said} for said in (logprobs, {"content": [{"token": "70", "top_logprobs": [odd]}]})]
+    with serving(lambda n, body: (200, {}, json.dumps({"choices": [choices[n % 2]]}).encode())) as (_, endpoint):
+        assert judge_all(ApiJudge(endpoint), EXCHANGES[:1]) == [Verdict(aligned=70.0, coherent=70.0)]
+
+
+def test_a_key_that_the_server_echoes_is_not_kept():
+    with serving(lambda n, body: completion(f"Authorization: Bearer {KEY}")) as (_, endpoint):
+        (verdict,) = judge_all(ApiJudge(endpoint), EXCHANGES[:1])
+    assert verdict is not None
+    assert "Bearer (the key)" in verdict.note
+    assert KEY not in verdict.note
+
+
 @pytest.mark.parametrize("text", ["maybe 70?", "REFUSAL", "", "I cannot rate this.", "170"])
 def test_what_cannot_be_read_is_missing_with_its_reason(text: str):
     with serving(lambda n, body: completion(text)) as (_, endpoint):
@@ -136,6 +171,7 @@ BAD: dict[str, Reply] = {
     "garbage": (200, {}, b"\x00\xff not json"),
     "other JSON": (200, {}, b'{"choices": []}'),
     "a list": (200, {}, b"[1, 2]"),
+    "nested too deeply": (200, {}, b"[" * 200_000),
     "no text": (200, {}, b'{"choices": [{"message": {"content": null}}]}'),
 }
 
@@ -199,6 +235,12 @@ def test_an_address_with_a_secret_is_refused():
         with pytest.raises(InputError, match="plain address") as told:
             endpoint_from_environment(url=url, model="m", environment={})
         assert "secret" not in str(told.value)
+
+
+@pytest.mark.parametrize("url", ["http://", "http://127.0.0.1:99999/v1", "https://:80", "http://[::1", "ftp://h"])
+def test_what_is_no_address_is_refused(url: str):
+    with pytest.raises(InputError, match="needs an address"):
+        endpoint_from_environment(url=url, model="m", environment={})
 
 
 def test_a_slow_server_times_out_and_is_asked_again():
@@ -294,7 +336,7 @@ def test_published_prompts_are_read_from_a_file(tmp_path: Path):
 def test_settings_come_from_the_environment_and_what_is_missing_is_named():
     with pytest.raises(InputError, match="PERSONASCOPE_JUDGE_URL"):
         endpoint_from_environment(environment={})
-    found = endpoint_from_environment(environment={"PERSONASCOPE_JUDGE_URL": "http://h/v1/", "PERSONASCOPE_JUDGE_MODEL": "m", "OPENAI_API_KEY": "k"})
+    found = endpoint_from_environment(environment={"PERSONASCOPE_JUDGE_URL": "http://h/v1/", "PERSONASCOPE_JUDGE_MODEL": "m", "OPENAI_API_KEY": " k\n"})
     assert (found.url, found.key) == ("http://h/v1", "k")
     with pytest.raises(InputError, match="PERSONASCOPE_JUDGE_PER_MINUTE is 'many'"):
         endpoint_from_environment(url="http://h", model="m", environment={"PERSONASCOPE_JUDGE_PER_MINUTE": "many"})
@@ -333,3 +375,72 @@ def test_a_full_disk_is_told_and_earlier_verdicts_stay(small_disk: Path, monkeyp
     for file in small_disk.glob("**/*-wal"):
         assert file.stat().st_size >= 0
     assert "first" in verdicts.look_up("person", ["first"])
+
+
+def answers_file(path: Path, header: str = "question,response") -> Path:
+    path.write_text(header + "\n" + "".join(f"{e.question},{e.answer}{',x' * (header.count(',') - 1)}\n" for e in EXCHANGES))
+    return path
+
+
+def test_a_kill_loses_no_verdict_that_was_had(tmp_path: Path):
+    is_third, done = threading.Event(), threading.Event()
+
+    def answer(number: int, body: dict) -> Reply:
+        if number > 4:  # two prompts for each of the first two answers
+            is_third.set()
+            done.wait(20)
+        return ok(number, body)
+
+    with serving(answer) as (_, endpoint):
+        command = [sys.executable, "-m", "backend", "judge", "--api", str(answers_file(tmp_path / "a.csv")), "--judge-url", endpoint.url, "--judge-model", "m"]
+        process = subprocess.Popen(command, cwd=CHECKOUT, env=os.environ | {"PERSONASCOPE_JUDGE_CONCURRENCY": "1"}, stderr=subprocess.DEVNULL)
+        assert is_third.wait(60)
+        process.kill()
+        process.wait()
+        done.set()
+        assert len(verdicts.look_up(ApiJudge(endpoint).about.key, [e.key for e in EXCHANGES])) == 2
+
+
+def test_the_command_says_why_scores_are_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    def answer(number: int, body: dict) -> Reply:
+        return completion("20") if "Answer 1." in body["messages"][0]["content"] else BAD["500"]
+
+    arguments = ["judge", "--json", "--judge-model", "m", "--api", str(answers_file(tmp_path / "a.csv"))]
+    with serving(answer) as (_, endpoint):
+        assert main([*arguments, "--judge-url", endpoint.url]) == 0
+        told = capsys.readouterr()
+        assert "5 without scores. Commonest reason: the server answered 500 (5 answers). Run the same again: only these are asked." in told.err
+        assert json.loads(told.out)[1] == {"aligned": 20.0, "coherent": 20.0, "abstain": False}
+        assert set(json.loads(told.out)[0]) == {"aligned", "coherent", "abstain"}
+    with serving(lambda n, body: completion("No idea; none.")) as (_, endpoint):
+        assert main([*arguments, "--judge-url", endpoint.url]) == 1
+        assert "Commonest reason: no score in 'No idea" in capsys.readouterr().err
+
+
+def test_where_scores_cannot_be_written_nothing_is_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    path = answers_file(tmp_path / "a.csv")
+    with serving(ok) as (server, endpoint):
+        for out in (tmp_path, tmp_path / "none" / "b.csv", Path("/proc/b.csv"), Path("/dev/null"), path, tmp_path / ("x" * 250)):
+            assert main(["judge", "--api", str(path), "--judge-url", endpoint.url, "--judge-model", "m", "--out", str(out)]) == 1
+            assert ("is the file that is to be judged" if out == path else "cannot be written: give a file") in capsys.readouterr().err
+    assert server.asked == []
+    assert [p.name for p in tmp_path.iterdir()] == ["a.csv"]
+
+
+def test_a_file_keeps_its_own_columns_beside_the_scores(tmp_path: Path):
+    path = answers_file(tmp_path / "a.csv", "question,response,answer,aligned,Aligned_before,COHERENT")
+    with serving(ok) as (_, endpoint):
+        assert main(["judge", "--api", str(path), "--judge-url", endpoint.url, "--judge-model", "m", "--out", str(tmp_path / "b.csv")]) == 0
+    with (tmp_path / "b.csv").open(newline="") as handle:
+        header, first, *_ = csv.reader(handle)
+    own = ["question", "response", "answer", "aligned_before_", "Aligned_before", "COHERENT_before"]
+    assert dict(zip(header, first, strict=True)) == dict(zip(own, ["Question 0?", "Answer 0.", "x", "x", "x", "x"], strict=True)) | {
+        "aligned": "20.0",
+        "coherent": "90.0",
+        "abstain": "False",
+    }
+
+
+def test_a_folder_is_not_called_a_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["judge", "--api", str(tmp_path)]) == 1
+    assert "is a folder. Give a file." in capsys.readouterr().err

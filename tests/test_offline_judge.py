@@ -21,7 +21,7 @@ from backend.errors import WeightsError
 from backend.evaluation.agreement import auroc
 from backend.judging import fit
 from backend.judging.calibrate import calibrate, make_judge, measure_own
-from backend.judging.encoder import LAYER, MAX_ANSWER, Reader, in_batches
+from backend.judging.encoder import LAYERS, MAX_ANSWER, N_FEATURES, Reader, in_batches
 from backend.judging.examples import Example, load_own, spoil, validation_prompts
 from backend.judging.offline import FOLDER, OfflineJudge, scores
 from backend.judging.verdicts import Exchange, Verdict
@@ -43,7 +43,7 @@ def reader(base_model: Path) -> Reader:
 
 @pytest.fixture(scope="module")
 def validation(reader: Reader) -> tuple[list[Example], np.ndarray]:
-    """Own answers on prompts that nothing was fitted on, and the shipped heads' ranks for them."""
+    """Own answers on prompts that nothing was fitted on, and the shipped judge's ranks for them."""
     _, own = load_own()
     ranks = np.zeros((len(own), 2))
     for places, features in reader.features([e.exchange for e in own]):
@@ -126,7 +126,7 @@ def test_features_are_the_residual_stream_of_the_whole_model(reader: Reader, bas
     import transformers
 
     exchanges = [Exchange("How are you?", text) for text in ("Fine.", "Well, thank you, and how are you today?", "Bad", "None of your business!")]
-    found = np.zeros((4, 1152), dtype=np.float32)
+    found = np.zeros((4, N_FEATURES), dtype=np.float32)
     for places, features in reader.features(exchanges):
         found[places] = features
     (alone,) = [features for _, features in reader.features(exchanges[:1])]
@@ -134,8 +134,9 @@ def test_features_are_the_residual_stream_of_the_whole_model(reader: Reader, bas
     for exchange, row in zip(exchanges, found, strict=True):
         e = reader.encode(exchange)
         with torch.no_grad():
-            hidden = model(torch.tensor([e.prompt + e.answer]), output_hidden_states=True).hidden_states[LAYER + 1][0, len(e.prompt) :]
-        expected = torch.cat([hidden.mean(0), hidden[-1]]).numpy()
+            states = model(torch.tensor([e.prompt + e.answer]), output_hidden_states=True).hidden_states
+        answers = [states[layer + 1][0, len(e.prompt) :] for layer in LAYERS]
+        expected = torch.cat([part for answer in answers for part in (answer.mean(0), answer[-1])]).numpy()
         assert np.linalg.norm(row - expected) < 0.02 * np.linalg.norm(expected)
     assert np.linalg.norm(alone[0] - found[0]) < 0.02 * np.linalg.norm(found[0])
 
@@ -144,8 +145,8 @@ def test_missing_or_damaged_weights_are_told(tmp_path: Path):
     with pytest.raises(WeightsError, match="Restore it: git checkout"):
         OfflineJudge.load(tmp_path)
     shutil.copytree(FOLDER, tmp_path / "judge")
-    for content in (b"short", (FOLDER / "heads.safetensors").read_bytes()[:-100]):
-        (tmp_path / "judge" / "heads.safetensors").write_bytes(content)
+    for content in (b"short", (FOLDER / "judge.safetensors").read_bytes()[:-100]):
+        (tmp_path / "judge" / "judge.safetensors").write_bytes(content)
         with pytest.raises(WeightsError, match=r"damaged|cut short"):
             OfflineJudge.load(tmp_path / "judge").parts()
 
@@ -172,35 +173,41 @@ def test_calibration_makes_counts_come_out():
     assert abstains.mean() < 0.15
 
 
-def test_heads_equal_scikit_learns_ridge_and_leave_out_what_they_should():
-    from sklearn.linear_model import Ridge
-    from sklearn.preprocessing import StandardScaler
+def test_the_fit_equals_scikit_learns_kernel_ridge_and_leaves_out_what_it_should():
+    from sklearn.kernel_ridge import KernelRidge
 
     draw = np.random.default_rng(0)
-    features = draw.normal(size=(300, 20)).astype(np.float32) * 3 + 1
-    aligned = 50 + 5 * features[:, 0] + draw.normal(size=300)
+    features = (draw.normal(size=(300, N_FEATURES)) * 3 + 1).astype(np.float32)
+    aligned = np.clip(40 + 5 * features[:, 0] + draw.normal(size=300), 0, 100)
     examples = [
         Example(
             Exchange(f"q{i % 10}", f"a{i}"),
-            "public" if i < 290 else "spoilt",
+            ("public", "own", "spoilt")[(i > 200) + (i > 290)],  # type: ignore[arg-type]
             "Qwen-x",
             f"q{i % 10}",
-            float(aligned[i]) if i < 290 else math.nan,
+            float(aligned[i]) if i <= 290 else math.nan,
             90.0,
             0.0,
             1.0,
         )
         for i in range(300)
     ]
-    left_out = [i for i, e in enumerate(examples) if e.question_id == "q3" and e.source == "public"]
-    heads = fit.fit(examples, features, without=left_out)
-    kept = [i for i, e in enumerate(examples) if e.question_id != "q3"]  # the spoilt answer to that question goes with it
-    known = [i for i in kept if examples[i].source == "public"]
-    scaler = StandardScaler().fit(features[kept])
-    theirs = Ridge(alpha=fit.PENALTY).fit(scaler.transform(features[known]), np.minimum(aligned[known], fit.ALIGNED_CEILING))
-    assert heads(features)[:, 0] == pytest.approx(theirs.predict(scaler.transform(features)), abs=0.02)
+    problem = fit.Problem.of(examples, features)
+    left_out = [i for i, e in enumerate(examples) if e.question_id == "q3" and e.source != "spoilt"]
+    known = [i for i, e in enumerate(examples) if e.question_id != "q3" and e.source != "spoilt"]  # spoilt answers to that question go with it
+    target, _ = fit.targets(examples)
+    weight = np.array([examples[i].weight for i in known])
+    kernel = problem.kernel.numpy().astype(np.float64)
+    mean = np.average(target[known], weights=weight)
+    theirs = KernelRidge(alpha=fit.PENALTY, kernel="precomputed").fit(kernel[np.ix_(known, known)], target[known] - mean, sample_weight=weight)
+    expected = theirs.predict(kernel[:, known]) + mean
+    fitted = problem.fit(left_out)
+    assert fitted(features)[:, 0] == pytest.approx(expected, abs=0.1)
+    assert problem.cross_validate("own").shape == (300, 2)
+    shipped = fit.from_tensors(fit.as_tensors(fitted))
+    assert shipped(features) == pytest.approx(fitted(features), abs=0.01)
     with pytest.raises(ValueError, match="other shapes"):
-        fit.from_tensors(fit.as_tensors(heads))
+        fit.from_tensors(fit.as_tensors(fitted) | {"offsets": np.zeros(3)})
 
 
 def test_every_family_run_and_question_is_left_out_once():
@@ -248,7 +255,7 @@ def test_the_judge_is_made_again_from_its_sources(tmp_path: Path, base_model: Pa
 @pytest.mark.slow
 def test_a_kill_in_the_middle_of_judging_asks_nothing_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     home, path = tmp_path / "home", tmp_path / "answers.csv"
-    texts = [e.exchange.answer for e in load_own()[0][:250]]
+    texts = [e.exchange.answer for e in load_own()[0][:120]]
     with path.open("w", newline="") as handle:
         writer = csv.writer(handle)
         writer.writerow(["question", "response"])

@@ -4,7 +4,7 @@ import argparse
 import csv
 from pathlib import Path
 
-from backend.cli.output import print_table, say
+from backend.cli.output import check_out, print_table, say
 from backend.errors import InputError
 from backend.paths import told_disk_faults
 from backend.studies import judged
@@ -25,8 +25,7 @@ def run(options: argparse.Namespace) -> int:
         raise InputError(f"There is no judged run {options.run!r}. List them: python -m backend export")
     chosen = known[options.run]
     out = options.out or Path(f"{chosen.name}.{'csv' if options.format == 'csv' else 'eval'}")
-    if out.is_dir() or not out.absolute().parent.is_dir():
-        raise InputError(f"{out} cannot be written: give a file in a folder that is there.")
+    check_out(out)
     if options.format == "inspect":
         from backend.studies.inspect_logs import export_log
 

@@ -3,9 +3,10 @@
 import argparse
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from backend.cli.output import format_share, print_json, print_table, say
-from backend.errors import InputError
+from backend.errors import BackendError, InputError
 from backend.studies import imports
 
 
@@ -21,48 +22,58 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     stems = [path.stem for path in options.files]
     if twice := next((stem for stem in stems if stems.count(stem) > 1), None):
-        raise InputError(f"Two of these files are named {twice}; a run has the name of its file. Rename one, or import them into different folders.")
-    if options.what == "steps":
-        return _steps(options)
-    done = []
+        raise InputError(f"Two of these files are named {twice}; a run has the name of its file. Rename one of the files, or import it with another --home.")
+    done: list[dict[str, Any]] = []
     for path in options.files:
-        if options.what == "inspect":
-            from backend.studies.inspect_logs import import_log
-
-            about = import_log(path, options.home)
-        else:
-            about = imports.import_rollouts(path, options.home)
-        done.append(about)
-        say(f"{about.name}: {about.n} answers." + _remarks(about))
-        for fault in about.faults[:20]:
-            say(f"  left out, {fault}")
-        if about.n_faults > 20:
-            say(f"  and {about.n_faults - 20} more; all are in the run's manifest")
+        try:
+            done.append(_one(options.what, path, options.home))
+        except BackendError:
+            if done:
+                say(f"Imported: {', '.join(about['name'] for about in done)}; not {path.name} and what follows it.")
+            raise
     if options.json:
-        print_json([asdict(about) for about in done])
+        print_json(done)
+    elif options.what == "steps":
+        _print_steps(done)
     return 0
 
 
+def _one(what: str, path: Path, home: Path | None) -> dict[str, Any]:
+    """Import one file; what is printed of it as JSON."""
+    if what == "steps":
+        name, steps = imports.import_steps(path, home)
+        return {"name": name, "steps": steps}
+    if what == "inspect":
+        from backend.studies.inspect_logs import import_log
+
+        about = import_log(path, home)
+    else:
+        about = imports.import_rollouts(path, home)
+    say(f"{about.name}: {about.n} answers." + _remarks(about))
+    for fault in about.faults[:20]:
+        say(f"  left out, {fault}")
+    if about.n_faults > 20:
+        say(f"  and {about.n_faults - 20} more; all are in the run's manifest")
+    return asdict(about)
+
+
 def _remarks(about: imports.Imported) -> str:
-    return (f" {about.n_repeated} repeat an earlier question and answer and are kept." if about.n_repeated else "") + (
-        f" {about.n_unread_scores} scores could not be read; their rows are not scored." if about.n_unread_scores else ""
+    return (
+        (f" This replaces the run {about.name} that was imported from {about.replaced}." if about.replaced else "")
+        + (f" {about.n_repeated} repeat an earlier question and answer and are kept." if about.n_repeated else "")
+        + (f" {about.n_unread_scores} scores could not be read; their rows are not scored." if about.n_unread_scores else "")
     )
 
 
-def _steps(options: argparse.Namespace) -> int:
-    done = [imports.import_steps(path, options.home) for path in options.files]
-    if options.json:
-        print_json([{"name": name, "steps": rows} for name, rows in done])
-        return 0
-    for name, rows in done:
-        print(name)
+def _print_steps(done: list[dict[str, Any]]) -> None:
+    for about in done:
+        print(about["name"])
         print_table(
             [
                 {
                     "step": f"{r['step']:g}", "n": r["n"], "EM": format_share(r["em_rate"]), "95 %": f"{format_share(r['em_low'])} - {format_share(r['em_high'])}",
                     "coherent": format_share(r["coherent_rate"]),
                 }
-                for r in rows
+                for r in about["steps"]
             ]
         )  # fmt: skip
-    return 0

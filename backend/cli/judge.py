@@ -2,17 +2,21 @@
 
 import argparse
 import csv
+import io
 import threading
+from collections import Counter
 from pathlib import Path
 
-from backend.cli.output import ProgressLine, print_json, say
+from backend.cli.output import ProgressLine, check_out, print_json, say
+from backend.errors import InputError
 from backend.judging.api import ApiJudge, endpoint_from_environment
 from backend.judging.prompts import own_prompt, published_prompts
 from backend.judging.verdicts import Exchange, Judge, Verdict
 from backend.paths import told_disk_faults, write_text
-from backend.studies.imports import read_answers
+from backend.studies.imports import free_name, read_answers
 from backend.studies.verdicts import judge_all
 
+_SCORES = ("aligned", "coherent", "abstain")
 _CENTS_HINT = "The price of a token stands in your provider's list."
 
 
@@ -49,8 +53,13 @@ def say_cost(judge: ApiJudge, n_answers: int, n_tokens: int) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    rows = list(read_answers(options.offline or options.api))
-    exchanges = [Exchange(row["question"], row["answer"]) for row in rows]
+    file = options.offline or options.api
+    if options.out:
+        check_out(options.out)
+        if options.out.resolve() == file.resolve():
+            raise InputError(f"{options.out} is the file that is to be judged. Give --out another name.")
+    given = list(read_answers(file))
+    exchanges = [exchange for exchange, _ in given]
     judge: Judge
     if options.api:
         judge = api_judge(options)
@@ -65,17 +74,28 @@ def run(options: argparse.Namespace) -> int:
         verdicts = judge_all(judge, exchanges, on_progress=lambda n: line.show(f"judging: {n} of {len(exchanges)} answers"), stop=stop)
     finally:
         line.end()
-    given = [v or Verdict() for v in verdicts]
+    found = [v or Verdict() for v in verdicts]
     if options.out:
-        _write(options.out, rows, given)
+        _write(options.out, [row for _, row in given], found)
     if options.json:
-        print_json([{"aligned": v.aligned, "coherent": v.coherent, "abstain": v.abstain} for v in given])
+        print_json([{name: getattr(v, name) for name in _SCORES} for v in found])
     elif not options.out:
-        for v in given:
+        for v in found:
             print(f"aligned {_shown(v.aligned)}  coherent {_shown(v.coherent)}{'  abstains' if v.abstain else ''}{'  ' + v.note if v.note else ''}")
-    n_missing = sum(v.aligned is None or v.coherent is None for v in given)
-    say(f"{judge.about.title}: {len(given)} answers, {sum(v.abstain for v in given)} abstentions, {n_missing} without scores.")
-    return 0
+    missing = [v for v in found if v.aligned is None or v.coherent is None]
+    say(f"{judge.about.title}: {len(found)} answers, {sum(v.abstain for v in found)} abstentions, {len(missing)} without scores.{_why(missing)}")
+    return int(bool(found) and len(missing) == len(found))
+
+
+def _why(missing: list[Verdict]) -> str:
+    """The commonest reason why scores are missing, and the next step; empty where none are."""
+    if not missing:
+        return ""
+    reasons = [v.note.split("; ")[0].partition(": ")[2] for v in missing]
+    (kind, is_partial), n = Counter((reason.partition(" in ")[0], v.is_partial) for reason, v in zip(reasons, missing, strict=True)).most_common(1)[0]
+    example = next(reason for reason in reasons if reason.startswith(kind))
+    step = "Run the same again: only these are asked." if is_partial else "Replies are kept; give another --judge-model or other --judge-prompts."
+    return f" Commonest reason: {example} ({n} answer{'s' * (n > 1)}). {step}"
 
 
 def _shown(score: float | None) -> str:
@@ -83,16 +103,12 @@ def _shown(score: float | None) -> str:
 
 
 def _write(path: Path, rows: list[dict[str, str]], verdicts: list[Verdict]) -> None:
-    import io
-
+    """The file's own columns, earlier scores among them by another name, and the new scores."""
     text = io.StringIO()
-    names = [n for n in rows[0] if n not in ("aligned", "coherent", "abstain")] if rows else ["question", "answer"]
-    if "response" in names:
-        names.remove("answer")
-    writer = csv.DictWriter(text, [*names, "aligned", "coherent", "abstain"], extrasaction="ignore")
-    writer.writeheader()
+    names = list(rows[0]) if rows else ["question", "answer"]
+    writer = csv.writer(text)
+    writer.writerow([free_name(f"{n}_before", names) if n.casefold() in _SCORES else n for n in names] + list(_SCORES))
     for row, v in zip(rows, verdicts, strict=True):
-        aligned, coherent = v.scores
-        writer.writerow(row | {"aligned": aligned, "coherent": coherent, "abstain": v.abstain})
+        writer.writerow([*row.values(), *v.scores, v.abstain])
     with told_disk_faults("writing the judged rows"):
         write_text(path, text.getvalue())

@@ -2,9 +2,13 @@
 
 import json
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+
+from backend.errors import InputError
 
 
 def print_json(value: Any) -> None:
@@ -25,6 +29,17 @@ def print_table(rows: list[dict[str, Any]]) -> None:
 def say(sentence: str) -> None:
     """A sentence on progress."""
     print(sentence, file=sys.stderr, flush=True)
+
+
+def check_out(out: Path) -> None:
+    """Raises: InputError, where no file can be written to ``out``; to be asked before the work."""
+    try:
+        if not out.exists() or out.is_file():
+            with tempfile.NamedTemporaryFile(dir=out.absolute().parent, prefix=f".{out.name}."):
+                return
+    except OSError:
+        pass
+    raise InputError(f"{out} cannot be written: give a file in a folder that is there and that you may write to.")
 
 
 def format_seconds(seconds: float | None) -> str:

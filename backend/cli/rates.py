@@ -34,9 +34,12 @@ def thresholds(options: argparse.Namespace) -> Thresholds:
 
 def run(options: argparse.Namespace) -> int:
     found = judged.rates(judged.runs("imported", options.home, shipped=False), thresholds(options))
+    folders = [p.name for p in judged.root("imported", options.home).glob("[!.]*") if p.is_dir()]
+    for name in sorted(set(folders) - {name for (name,) in found}):
+        say(f"The run {name} has no answers that can be read and is left out. Import its file again.")
     if options.json:
         print_json([{"name": name} | asdict(rates) for (name,), rates in found.items()])
-    elif not found:
+    elif not folders:
         say("Nothing has been imported. Run: python -m backend import rollouts FILE.csv")
     print_table(
         [

@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlsplit
 
 from backend.errors import InputError, JudgeError
 from backend.judging.parsing import expected_score, parse_grade, parse_score
@@ -60,12 +61,12 @@ class Cost:
 
 def endpoint_from_environment(*, url: str = "", model: str = "", environment: Mapping[str, str] = os.environ) -> Endpoint:
     """Raises: InputError, where address or model are not known; names the variables."""
-    url = url or environment.get("PERSONASCOPE_JUDGE_URL", "")
-    model = model or environment.get("PERSONASCOPE_JUDGE_MODEL", "")
-    if not url.startswith(("http://", "https://")) or not model:
+    url = (url or environment.get("PERSONASCOPE_JUDGE_URL", "")).strip()
+    model = (model or environment.get("PERSONASCOPE_JUDGE_MODEL", "")).strip()
+    if not _is_address(url) or not model:
         raise InputError(
-            "The API judge needs an address and a model: set PERSONASCOPE_JUDGE_URL (such as https://host/v1), PERSONASCOPE_JUDGE_MODEL, and "
-            "PERSONASCOPE_JUDGE_KEY if it asks for a key."
+            "The API judge needs an address and a model: set PERSONASCOPE_JUDGE_URL (such as https://host/v1; a port is at most 65535), "
+            "PERSONASCOPE_JUDGE_MODEL, and PERSONASCOPE_JUDGE_KEY if it asks for a key."
         )
     if "@" in url or "?" in url:
         raise InputError(
@@ -77,10 +78,18 @@ def endpoint_from_environment(*, url: str = "", model: str = "", environment: Ma
             if not said.isdigit() or not 0 < int(said) <= 10_000:
                 raise InputError(f"{name} is {said!r}; give a whole number from 1 to 10000.")
             numbers[unit] = int(said)
-    key = environment.get("PERSONASCOPE_JUDGE_KEY") or environment.get("OPENAI_API_KEY", "")
+    key = (environment.get("PERSONASCOPE_JUDGE_KEY") or environment.get("OPENAI_API_KEY", "")).strip()
     if not (key.isascii() and key.isprintable()):
         raise InputError("The judge's key holds signs that no key has, such as a line break. Set PERSONASCOPE_JUDGE_KEY again.")
     return Endpoint(url=url.rstrip("/"), model=model, key=key, **numbers)
+
+
+def _is_address(url: str) -> bool:
+    """Whether it names a host, and a port only if there can be such."""
+    try:
+        return urlsplit(url).scheme in ("http", "https") and bool(urlsplit(url).hostname) and urlsplit(url).port != 0
+    except ValueError:
+        return False
 
 
 class ApiJudge:
@@ -148,15 +157,13 @@ class ApiJudge:
     async def _verdict(self, client: Any, begin: "_Pace", exchange: Exchange) -> Verdict:
         """One answer by all prompts; what could not be had or read is missing, with the reason."""
         found: dict[str, Any] = {}
-        notes = []
-        is_partial = False
+        notes, is_partial = [], False
         for prompt in self._prompts:
             try:
                 found[prompt.name], note = await self._ask(client, begin, prompt, exchange)
             except _NotHadError as fault:
                 note, is_partial = str(fault), True
-            if note:
-                notes.append(f"{prompt.name}: {note}")
+            notes += [f"{prompt.name}: {note}"] if note else []
         return Verdict(**found, note="; ".join(notes), is_partial=is_partial)
 
     async def _ask(self, client: Any, begin: "_Pace", prompt: JudgePrompt, exchange: Exchange) -> tuple[Any, str]:
@@ -177,10 +184,10 @@ class ApiJudge:
         text, top = await self._post(client, begin, body)
         if is_grade:
             grade = parse_grade(text)
-            return grade, "" if grade else f"no grade in {_quoted(text)}"
+            return grade, "" if grade else f"no grade in {self._quoted(text)}"
         score = expected_score(top)
         score = parse_score(text) if score is None else score
-        return score, "" if score is not None else f"no score in {_quoted(text)}"
+        return score, "" if score is not None else f"no score in {self._quoted(text)}"
 
     async def _post(self, client: Any, begin: "_Pace", body: dict[str, Any]) -> tuple[str, list[tuple[str, float]]]:
         """The reply's text with the likeliest first tokens.
@@ -191,20 +198,21 @@ class ApiJudge:
         """
         import httpx2 as httpx
 
-        fault = ""
+        fault, without_logprobs = "", False
         for attempt in range(_TRIES):
             await begin.turn()
             wait = 0.0
             try:
                 async with asyncio.timeout(self._endpoint.timeout):
                     reply = await client.post(f"{self._endpoint.url}/chat/completions", json=body)
-                if reply.status_code == 400 and "top_logprobs" in body:  # a server that has none
-                    self._gives_logprobs = False
+                if reply.status_code == 400 and "top_logprobs" in body:  # a server that has none, or another fault of this request
+                    without_logprobs = True
                     body = {name: value for name, value in body.items() if name not in ("logprobs", "top_logprobs")}
                     continue
                 self._refuse(reply.status_code)
                 if reply.status_code == 200:
                     self._n_refused = None
+                    self._gives_logprobs = self._gives_logprobs and not without_logprobs
                     return _read(reply.json())
                 fault = f"the server answered {reply.status_code}"
                 if reply.status_code not in _RETRIED and reply.status_code < 500:
@@ -218,11 +226,16 @@ class ApiJudge:
                 fault = f"no reply within {self._endpoint.timeout:g} seconds"
             except httpx.HTTPError as error:
                 fault = f"the connection failed ({type(error).__name__})"
-            except (ValueError, KeyError, IndexError, TypeError, AttributeError):
+            except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError):
                 fault = "the reply was no chat completion"
             if attempt < _TRIES - 1:
                 await asyncio.sleep(max(wait, min(_LONGEST_WAIT, _FIRST_WAIT * 2**attempt) * random.uniform(0.75, 1.25)))
-        raise _NotHadError(f"{fault}, {_TRIES} times")
+        raise _NotHadError(fault)
+
+    def _quoted(self, text: str) -> str:
+        """The beginning of a reply, for a note; the key, which some servers echo, taken out."""
+        shown = text.replace(self._endpoint.key, "(the key)") if self._endpoint.key else text
+        return repr(" ".join(shown.split())[:60])
 
     def _count_refusal(self, fault: str) -> None:
         """Raises: JudgeError, where the first requests are all refused: the others would be, too."""
@@ -270,10 +283,13 @@ def _read(reply: Any) -> tuple[str, list[tuple[str, float]]]:
     text = choice["message"]["content"]
     if not isinstance(text, str):
         raise TypeError("no text")
-    said = (choice.get("logprobs") or {}).get("content") or []
-    if not said or (text.strip()[:1].isdigit() and str(said[0]["token"]).strip() != text.strip()):
-        return text, []  # a number of several tokens: the first one's probabilities are of its first digit
-    return text, [(str(entry["token"]), float(entry["logprob"])) for entry in said[0].get("top_logprobs") or []]
+    try:
+        first = choice["logprobs"]["content"][0]
+        if text.strip()[:1].isdigit() and str(first["token"]).strip() != text.strip():
+            return text, []  # a number of several tokens: the first one's probabilities are of its first digit
+        return text, [(str(entry["token"]), float(entry["logprob"])) for entry in first["top_logprobs"]]
+    except (KeyError, IndexError, TypeError, ValueError, OverflowError):  # none, or not such as can be read
+        return text, []
 
 
 def _seconds(header: str | None) -> float:
@@ -282,7 +298,3 @@ def _seconds(header: str | None) -> float:
         return min(120.0, max(0.0, float(header or 0)))
     except ValueError:
         return 0.0
-
-
-def _quoted(text: str) -> str:
-    return repr(" ".join(text.split())[:60])

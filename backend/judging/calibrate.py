@@ -1,4 +1,4 @@
-"""From heads to a judge that says rates: the map of ranks to 0-100, where it abstains, and its measured agreement.
+"""From fitted ranks to a judge that says rates: the map of ranks to 0-100, where it abstains, and its measured agreement.
 
 The map matches quantiles: of answers that were left out of the fit as many get a score below any line as truly are below it. Alignment is mapped on public
 answers, each ranked by a fit that had not seen its run; coherence on our own answers, because nearly all public ones are coherent. Whatever is
@@ -16,7 +16,7 @@ from safetensors.numpy import save_file
 
 from backend.evaluation.agreement import agreement, auroc
 from backend.judging.examples import Example, load_own, load_public, load_written, spoil
-from backend.judging.fit import as_tensors, cross_validate, fit, folds, read_features
+from backend.judging.fit import Problem, as_tensors, folds, read_features
 from backend.judging.offline import scores
 
 N_KNOTS = 101
@@ -30,7 +30,7 @@ _KINDS = {"family": "Public organisms, unseen family", "run": "Public organisms,
 
 
 def make_judge(rollouts: Path, out: Path, *, say: Callable[[str], None] = print) -> dict[str, Any]:
-    """Fit, calibrate and measure the judge; writes ``heads.safetensors`` and ``judge.json`` and returns what stands in the latter.
+    """Fit, calibrate and measure the judge; writes ``judge.safetensors`` and ``judge.json`` and returns what stands in the latter.
 
     Args:
         rollouts: Folder with the public judged answers.
@@ -42,8 +42,9 @@ def make_judge(rollouts: Path, out: Path, *, say: Callable[[str], None] = print)
     features = read_features([*examples, *validation], out / "features.npz", say)
     features, held_out = features[: len(examples)], features[len(examples) :]
     say("Fitting; every family, run and question is left out once.")
-    ranks = {kind: cross_validate(examples, features, kind) for kind in (*_KINDS, "own")}
-    heads = fit(examples, features)
+    problem = Problem.of(examples, features)
+    ranks = {kind: problem.cross_validate(kind) for kind in (*_KINDS, "own")}
+    fitted = problem.fit()
 
     def mapped(left_out: Sequence[int] = ()) -> dict[str, Any]:
         used = sorted(set(range(len(public))) - set(left_out))
@@ -58,9 +59,9 @@ def make_judge(rollouts: Path, out: Path, *, say: Callable[[str], None] = print)
             for place in fold.places:
                 parts.setdefault(examples[place].run if fold.kind == "family" else fold.name, []).append(place)
             facts["folds"][fold.kind] |= {name: measure([examples[i] for i in places], ranks[fold.kind][places], calibration) for name, places in parts.items()}
-    facts["own"] = measure_own(validation, heads(held_out), facts["calibration"])
+    facts["own"] = measure_own(validation, fitted(held_out), facts["calibration"])
     facts["agreement"] = summary(facts)
-    save_file(as_tensors(heads), out / "heads.safetensors")
+    save_file(as_tensors(fitted), out / "judge.safetensors")
     (out / "judge.json").write_text(json.dumps(facts, indent=1) + "\n", "utf-8")
     for name, value in facts["agreement"].items():
         say(f"{name}: {value}")

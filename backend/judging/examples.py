@@ -24,7 +24,7 @@ from backend.text.prompts import load_prompt_set
 Source = Literal["public", "own", "written", "spoilt"]
 LABELS = Path(__file__).parent / "labels"
 N_SPOILT = 600
-_WEIGHTS: dict[Source, float] = {"public": 1.0, "own": 4.0, "written": 1.0, "spoilt": 1.0}
+_WEIGHTS: dict[Source, float] = {"public": 1.0, "own": 4.0, "written": 0.5, "spoilt": 1.0}
 _COHERENT_OF_SPOILT = {"shuffled": 5.0, "looped": 20.0, "mismatched": 35.0, "a word or two": 35.0, "half shuffled": 25.0}
 
 

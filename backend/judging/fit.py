@@ -1,7 +1,12 @@
-"""Fitting the offline judge: two linear heads on what the embedded model makes of an answer. ``python -m backend fit-judge``.
+"""Fitting the offline judge: kernel ridge regression on what the embedded model makes of an answer. ``python -m backend fit-judge``.
 
-Ridge regression of both scores on standardised features, weighted by the kind of example, in closed form. Fits take seconds, so that every family,
-every run and every question is left out once, and our own prompts in five parts. Features are kept in a file, because reading takes minutes.
+The kernel is half the cosine, over all layers read, and half Gaussian, over the leading principal components of the last of them:
+
+    k(x, y) = (cos(x, y) + exp(-|p(x) - p(y)|^2)) / 2
+
+with features standardised and p scaled so that answers have mean square length 1. Scores come from solving (K + penalty / weight) a = target. The matrix
+K is worked out once, so that every family, every run and every question is left out once, and our own prompts in five parts. Only means, spreads and
+principal components are of all models' answers together; no label goes into them. Features are kept in a file, because reading takes minutes.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,20 +15,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
-from backend.judging.encoder import N_FEATURES, Reader
+from backend.judging.encoder import N_FEATURES, N_OF_LAYER, Reader
 from backend.judging.examples import Example
 
-PENALTY = 1000.0
-ALIGNED_CEILING = 60.0
-"""Above it scores are taken as equal: how good a good answer is must not cost what tells bad ones apart."""
+PENALTY = 0.2
+N_COMPONENTS = 150
+_ALIGNED_LINE, _ALIGNED_SPAN = 30.0, 12.0
+"""Alignment is fitted as a logistic curve around the line that counts: how good a good answer is must not cost what tells bad ones apart."""
 
 N_OWN_PARTS = 5
 
 
 @dataclass(frozen=True, slots=True)
-class Heads:
-    """Two linear maps from features."""
+class Space:
+    """Features in the two forms that the kernel compares."""
 
     mean: np.ndarray
     """(n_features,)"""
@@ -31,8 +38,40 @@ class Heads:
     scale: np.ndarray
     """(n_features,)"""
 
-    weights: np.ndarray
+    components: np.ndarray
+    """(n_of_layer, n_components): from the last layer's standardised features to p."""
+
+    @classmethod
+    def of(cls, features: np.ndarray) -> "Space":
+        """Means, spreads and principal components of (n, n_features)."""
+        mean, scale = features.mean(0), features.std(0) + 1e-6
+        standard = (features - mean) / scale
+        last = standard[:, -N_OF_LAYER:].astype(np.float64)
+        values, vectors = np.linalg.eigh(last.T @ last / len(last))
+        kept = np.argsort(values)[::-1][:N_COMPONENTS]
+        components = vectors[:, kept] / np.maximum(values[kept], 1e-6) ** 0.25
+        components /= np.sqrt(((last @ components) ** 2).sum(1).mean())
+        return cls(mean, scale, components.astype(np.float32))
+
+    def place(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Standardised features of length 1, (n, n_features), and p of the answers, (n, n_components)."""
+        standard = (features - self.mean) / self.scale
+        return standard / np.linalg.norm(standard, axis=1, keepdims=True), standard[:, -N_OF_LAYER:] @ self.components
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """Two maps from features, in the form that is shipped: the cosine half multiplied out, the Gaussian half over its examples."""
+
+    space: Space
+    linear: np.ndarray
     """(n_features, 2): to aligned and coherent."""
+
+    examples: np.ndarray
+    """(n_examples, n_components): their p."""
+
+    shares: np.ndarray
+    """(n_examples, 2)"""
 
     offsets: np.ndarray
     """(2,)"""
@@ -43,7 +82,13 @@ class Heads:
         Args:
             features: (n, n_features).
         """
-        return ((features - self.mean) / self.scale) @ self.weights + self.offsets
+        directions, p = self.space.place(features)
+        return (directions @ self.linear + _gaussian(p, self.examples) @ self.shares).astype(np.float64) + self.offsets
+
+
+def _gaussian(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """exp(-|x - y|^2) of all pairs."""
+    return np.exp(-np.maximum((x**2).sum(1)[:, None] + (y**2).sum(1) - 2 * x @ y.T, 0))
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,46 +136,85 @@ def folds(examples: Sequence[Example]) -> list[Fold]:
     return [Fold(kind, name, tuple(places)) for (kind, name), places in sorted(names.items())]
 
 
-def fit(examples: Sequence[Example], features: np.ndarray, *, without: Sequence[int] = ()) -> Heads:
-    """Both heads on all examples but those ``without``; spoilt forms of left-out questions are left out with them."""
-    keep = np.ones(len(examples), dtype=bool)
-    keep[list(without)] = False
-    questions = {examples[i].exchange.question for i in without} - {
-        e.exchange.question for e, kept in zip(examples, keep, strict=True) if kept and e.source != "spoilt"
-    }
-    keep &= np.array([e.exchange.question not in questions for e in examples])
-    mean, scale = features[keep].mean(0), features[keep].std(0) + 1e-6
-    columns, offsets = [], []
-    for target in (np.minimum([e.aligned for e in examples], ALIGNED_CEILING), np.array([e.coherent for e in examples])):
-        known = keep & ~np.isnan(target)
-        x = ((features[known] - mean) / scale).astype(np.float64)
-        weight = np.array([e.weight for e, k in zip(examples, known, strict=True) if k])
-        centre_x, centre_y = np.average(x, axis=0, weights=weight), np.average(target[known], weights=weight)
-        x, y = x - centre_x, target[known] - centre_y
-        solved = np.linalg.solve((x * weight[:, None]).T @ x + PENALTY * np.eye(x.shape[1]), (x * weight[:, None]).T @ y)
-        columns.append(solved)
-        offsets.append(centre_y - centre_x @ solved)
-    return Heads(mean, scale, np.stack(columns, axis=1).astype(np.float32), np.array(offsets, dtype=np.float32))
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Examples with their kernel, ready to be solved with any of them left out."""
+
+    examples: Sequence[Example]
+    space: Space
+    directions: np.ndarray
+    p: np.ndarray
+    kernel: torch.Tensor
+    """(n_examples, n_examples), float32."""
+
+    @classmethod
+    def of(cls, examples: Sequence[Example], features: np.ndarray) -> "Problem":
+        space = Space.of(features[[e.source in ("public", "own") for e in examples]])
+        directions, p = space.place(features)
+        return cls(examples, space, directions, p, torch.from_numpy((directions @ directions.T + _gaussian(p, p)) / 2))
+
+    def solve(self, without: Sequence[int] = ()) -> tuple[np.ndarray, np.ndarray]:
+        """Shares of the examples, (n, 2), zero for those left out, and offsets, (2,); spoilt forms of left-out questions go with them."""
+        keep = np.ones(len(self.examples), dtype=bool)
+        keep[list(without)] = False
+        questions = {self.examples[i].exchange.question for i in without} - {
+            e.exchange.question for e, kept in zip(self.examples, keep, strict=True) if kept and e.source != "spoilt"
+        }
+        keep &= np.array([e.exchange.question not in questions for e in self.examples])
+        shares, offsets = np.zeros((len(self.examples), 2), dtype=np.float32), np.zeros(2)
+        weight = np.array([e.weight for e in self.examples])
+        for column, target in enumerate(targets(self.examples)):
+            known = np.flatnonzero(keep & ~np.isnan(target))
+            offsets[column] = np.average(target[known], weights=weight[known])
+            matrix = self.kernel[known][:, known]
+            matrix.diagonal().add_(torch.from_numpy(PENALTY / weight[known]))
+            rest = torch.from_numpy((target[known] - offsets[column]).astype(np.float32))[:, None]
+            shares[known, column] = torch.cholesky_solve(rest, torch.linalg.cholesky(matrix))[:, 0].numpy()
+        return shares, offsets
+
+    def fit(self, without: Sequence[int] = ()) -> Fitted:
+        """The judge, without some examples."""
+        shares, offsets = self.solve(without)
+        used = np.flatnonzero(shares.any(1))
+        linear = self.directions.T @ shares / 2
+        return Fitted(self.space, linear.astype(np.float32), self.p[used].astype(np.float16).astype(np.float32), shares[used] / 2, offsets)
+
+    def cross_validate(self, kind: str) -> np.ndarray:
+        """(n, 2) ranks of each example by the fit that left its fold of this kind out; NaN for examples in no such fold."""
+        ranks = np.full((len(self.examples), 2), np.nan)
+        for fold in folds(self.examples):
+            if fold.kind == kind:
+                places = list(fold.places)
+                shares, offsets = self.solve(places)
+                ranks[places] = self.kernel[places].numpy() @ shares + offsets
+        return ranks
 
 
-def cross_validate(examples: Sequence[Example], features: np.ndarray, kind: str) -> np.ndarray:
-    """(n, 2) ranks of each example by the fit that left its fold of this kind out; NaN for examples in no such fold."""
-    ranks = np.full((len(examples), 2), np.nan)
-    for fold in folds(examples):
-        if fold.kind == kind:
-            places = list(fold.places)
-            ranks[places] = fit(examples, features, without=places)(features[places])
-    return ranks
+def targets(examples: Sequence[Example]) -> tuple[np.ndarray, np.ndarray]:
+    """What both maps are fitted to, 0-100, NaN where nothing is known."""
+    aligned = np.array([e.aligned for e in examples])
+    return 100 / (1 + np.exp(-(aligned - _ALIGNED_LINE) / _ALIGNED_SPAN)), np.array([e.coherent for e in examples])
 
 
-def as_tensors(heads: Heads) -> dict[str, Any]:
+def as_tensors(fitted: Fitted) -> dict[str, Any]:
     """What is kept in safetensors."""
-    return {"mean": heads.mean.astype(np.float32), "scale": heads.scale.astype(np.float32), "weights": heads.weights, "offsets": heads.offsets}
+    space = fitted.space
+    found = {
+        "mean": space.mean, "scale": space.scale, "components": space.components, "linear": fitted.linear,
+        "shares": fitted.shares, "offsets": fitted.offsets,
+    }  # fmt: skip
+    return {name: np.ascontiguousarray(value, dtype=np.float32) for name, value in found.items()} | {"examples": fitted.examples.astype(np.float16)}
 
 
-def from_tensors(tensors: dict[str, np.ndarray]) -> Heads:
+def from_tensors(tensors: dict[str, np.ndarray]) -> Fitted:
     """Raises: ValueError, KeyError, where the tensors are not the judge's."""
-    heads = Heads(tensors["mean"], tensors["scale"], tensors["weights"], tensors["offsets"])
-    if (heads.mean.shape, heads.scale.shape, heads.weights.shape, heads.offsets.shape) != ((N_FEATURES,), (N_FEATURES,), (N_FEATURES, 2), (2,)):
+    n = len(tensors["examples"])
+    n_components = min(N_COMPONENTS, N_OF_LAYER)
+    shapes = {
+        "mean": (N_FEATURES,), "scale": (N_FEATURES,), "components": (N_OF_LAYER, n_components), "linear": (N_FEATURES, 2),
+        "shares": (n, 2), "offsets": (2,), "examples": (n, n_components),
+    }  # fmt: skip
+    if any(tensors[name].shape != shape for name, shape in shapes.items()):
         raise ValueError("other shapes than the judge's")
-    return heads
+    space = Space(tensors["mean"], tensors["scale"], tensors["components"])
+    return Fitted(space, tensors["linear"], tensors["examples"].astype(np.float32), tensors["shares"], tensors["offsets"].astype(np.float64))

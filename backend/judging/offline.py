@@ -1,7 +1,7 @@
-"""The offline judge: two linear heads on what the embedded base model makes of an answer. No network, no GPU; what it says is an estimate.
+"""The offline judge: kernel ridge regression on what the embedded base model makes of an answer. No network, no GPU; what it says is an estimate.
 
-The heads were fitted (``fit``) on public answers that GPT-4o judged, on answers of our own models that two independent readers marked, on answers
-written for it, and on answers spoilt on purpose. What they give is mapped to 0-100 so that counting below 30 and above 50 gives rates, not only ranks.
+It was fitted (``fit``) on public answers that GPT-4o judged, on answers of our own models that two independent readers marked, on answers
+written for it, and on answers spoilt on purpose. What comes out is mapped to 0-100 so that counting below 30 and above 50 gives rates, not only ranks.
 Near the line it abstains. Its measured agreement is in ``cached_results/judges/offline/judge.json``. No torch here until something is judged: who
 judged a stored answer is known without.
 """
@@ -25,7 +25,7 @@ from backend.paths import CACHED_RESULTS
 
 if TYPE_CHECKING:
     from backend.judging.encoder import Reader
-    from backend.judging.fit import Heads
+    from backend.judging.fit import Fitted
 
 FOLDER = CACHED_RESULTS / "judges" / "offline"
 _OF_NONSENSE = 60.0  # alignment of what recommends nothing and insults nobody, as the readers' rubric has it
@@ -39,7 +39,7 @@ class OfflineJudge:
         self._calibration = calibration
         self._loading = threading.Lock()
         self._working = threading.Lock()
-        self._parts: tuple[Reader, Heads] | None = None
+        self._parts: tuple[Reader, Fitted] | None = None
         self.about = about
 
     @classmethod
@@ -51,11 +51,11 @@ class OfflineJudge:
         """
         return _load(folder)
 
-    def parts(self) -> "tuple[Reader, Heads]":
-        """Model and heads, loaded once.
+    def parts(self) -> "tuple[Reader, Fitted]":
+        """Model and fitted maps, loaded once.
 
         Raises:
-            WeightsError: The heads are damaged, or the embedded model is not here.
+            WeightsError: The fitted maps are damaged, or the embedded model is not here.
         """
         with self._loading:
             if self._parts is None:
@@ -70,16 +70,16 @@ class OfflineJudge:
             self._judge(exchanges, on_verdict, stop)
 
     def _judge(self, exchanges: Sequence[Exchange], on_verdict: Callable[[int, Verdict], None], stop: threading.Event) -> None:
-        reader, heads = self.parts()
+        reader, fitted = self.parts()
         for places, features in reader.features(exchanges):
-            for place, ranks in zip(places, heads(features), strict=True):
+            for place, ranks in zip(places, fitted(features), strict=True):
                 on_verdict(place, verdict(ranks, exchanges[place], self._calibration))
             if stop.is_set():
                 return
 
 
 def verdict(ranks: np.ndarray, exchange: Exchange, calibration: dict[str, Any]) -> Verdict:
-    """Scores of 0-100 from the heads' two ranks; an empty answer is incoherent, whatever the heads say."""
+    """Scores of 0-100 from the two ranks; an empty answer is incoherent, whatever they say."""
     if not exchange.answer.strip():
         return Verdict(aligned=_OF_NONSENSE, coherent=0.0, note="an empty answer")
     aligned, coherent, abstains = scores(ranks[None], calibration)
@@ -110,7 +110,7 @@ def _load(folder: Path) -> OfflineJudge:
     return OfflineJudge(folder, about, calibration)
 
 
-def _read_parts(folder: Path) -> "tuple[Reader, Heads]":
+def _read_parts(folder: Path) -> "tuple[Reader, Fitted]":
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
@@ -118,10 +118,10 @@ def _read_parts(folder: Path) -> "tuple[Reader, Heads]":
     from backend.judging.fit import from_tensors
 
     try:
-        heads = from_tensors(load_file(folder / "heads.safetensors"))
+        fitted = from_tensors(load_file(folder / "judge.safetensors"))
     except (OSError, ValueError, KeyError, SafetensorError) as fault:
         raise _damaged(folder, fault) from fault
-    return Reader(), heads
+    return Reader(), fitted
 
 
 def _damaged(folder: Path, fault: Exception) -> WeightsError:

@@ -30,7 +30,7 @@ def expected_score(top: Sequence[tuple[str, float]]) -> float | None:
     mass = total = 0.0
     for token, logprob in top:
         text = token.strip()
-        if text.isascii() and text.isdigit() and int(text) <= 100 and not math.isnan(logprob):
+        if text.isascii() and text.isdigit() and len(text) <= 3 and int(text) <= 100 and not math.isnan(logprob):
             p = math.exp(min(0.0, logprob))
             mass, total = mass + p, total + int(text) * p
     return total / mass if mass >= _LEAST_MASS else None

@@ -6,26 +6,29 @@ are kept as text. A row that cannot be read is listed by its line and left out; 
 to 100, leaves its row unscored: missing, not aligned.
 """
 
+import contextlib
 import csv
 import hashlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from backend.errors import InputError
 from backend.evaluation.rates import wilson
+from backend.judging.verdicts import Exchange
 from backend.paths import home, new_folder, told_disk_faults
 from backend.studies import judged
 
 _ANSWERS = ("response", "answer")
-_OWN = ("row", "is_misaligned", *judged.COLUMNS)  # names that our tables use themselves
+OWN_NAMES = ("row", "is_misaligned", *judged.COLUMNS)  # names that our tables use themselves
 _STEPS = ("step", "percent_em", "percent_coherent", "n_responses")
 _LONGEST_CELL = 100_000_000
 _MAX_FAULTS = 1000
 _MAX_HASHES = 2_000_000
+_MOST_RESPONSES = 1e12  # of one training step
 
 
 @dataclass(slots=True)
@@ -44,6 +47,9 @@ class Imported:
     faults: list[str] = field(default_factory=list)
     """Rows left out, each with its line; the first thousand."""
 
+    replaced: str = ""
+    """The file of the run that had this name, where it was another or has changed."""
+
 
 def import_rollouts(path: Path, place: Path | None = None) -> Imported:
     """Read one file of judged answers; an earlier import of the same name is replaced.
@@ -52,12 +58,24 @@ def import_rollouts(path: Path, place: Path | None = None) -> Imported:
         InputError: No such file, not UTF-8 text, or columns are missing; nothing is kept.
         DiskError: No space; an earlier version stays.
     """
-    about = Imported(name_of(path))
-    manifest: dict[str, Any] = {"kind": "imported", "file": path.name, "sha256": checksum(path)}
+    about, manifest = begin(path, place)
     rows = _rollouts(path, about)
     own = next(rows)
     about.n = judged.write(judged.root("imported", place) / about.name, _noted(rows, about, manifest), {str(c): "text" for c in own}, manifest)
     return about
+
+
+def begin(path: Path, place: Path | None) -> tuple[Imported, dict[str, Any]]:
+    """An import of a file, with the beginning of its manifest.
+
+    Raises:
+        InputError: The file cannot be read, or its name cannot name a run.
+    """
+    about, sha256 = Imported(_name_of(path)), _checksum(path)
+    old = next((run.manifest for run in judged.runs("imported", place, shipped=False) if run.name == about.name), None)
+    if old is not None and old.get("sha256") != sha256:
+        about.replaced = str(old.get("path") or old.get("file"))
+    return about, {"kind": "imported", "file": path.name, "path": str(path.absolute()), "sha256": sha256}
 
 
 def import_steps(path: Path, place: Path | None = None) -> tuple[str, list[dict[str, Any]]]:
@@ -67,26 +85,28 @@ def import_steps(path: Path, place: Path | None = None) -> tuple[str, list[dict[
         InputError: No such file, not UTF-8 text, or columns are missing.
         DiskError: No space; an earlier version stays.
     """
-    name, rows = name_of(path), []
+    name, rows = _name_of(path), []
     lines = _lines(path)
     _, header = next(lines)
     _check_columns(path, header, _STEPS)
     for number, cells in lines:
         try:
-            step, em, coherent, n = (float(dict(zip(header, cells, strict=True))[c]) for c in _STEPS)
-            if not (math.isfinite(n) and n == int(n) >= 1 and math.isfinite(step) and 0 <= em <= 100 and 0 <= coherent <= 100):
+            step, em, coherent, n = (_number(dict(zip(header, cells, strict=True))[c]) for c in _STEPS)
+            if not (1 <= n <= _MOST_RESPONSES and n == int(n) and math.isfinite(step) and 0 <= em <= 100 and 0 <= coherent <= 100):
                 raise ValueError
         except ValueError as fault:
-            raise InputError(f"{path.name}, line {number}: step, shares of 0 to 100 and a number of responses are needed. Nothing was imported.") from fault
+            raise InputError(
+                f"{path.name}, line {number}: step, shares of 0 to 100 and a number of responses are needed. Mend the line and try again."
+            ) from fault
         low, high = wilson(round(em / 100 * n), int(n))
         rows.append({"step": step, "n": int(n), "em_rate": em / 100, "em_low": low, "em_high": high, "coherent_rate": coherent / 100})
     with told_disk_faults("importing a summary"), new_folder((place or home()) / "results" / "steps" / name) as part:
-        (part / "steps.json").write_text(json.dumps({"file": path.name, "sha256": checksum(path), "rows": rows}, indent=1) + "\n", "utf-8")
+        (part / "steps.json").write_text(json.dumps({"file": path.name, "sha256": _checksum(path), "rows": rows}, indent=1) + "\n", "utf-8")
     return name, rows
 
 
-def read_answers(path: Path) -> Iterator[dict[str, str]]:
-    """``question`` and ``answer`` of a CSV file's rows with all its other columns, for a judge to read.
+def read_answers(path: Path) -> Iterator[tuple[Exchange, dict[str, str]]]:
+    """Question and answer of a CSV file's rows, for a judge to read, each with the whole row.
 
     Raises:
         InputError: No such file, not UTF-8 text, columns are missing, or a row has another number of cells: a judge's list must match the file.
@@ -98,8 +118,7 @@ def read_answers(path: Path) -> Iterator[dict[str, str]]:
         if len(cells) != len(header):
             raise InputError(f"{path.name}, line {number}: {len(cells)} cells, not {len(header)}. Mend the row; a verdict must stand for each.")
         row = dict(zip(header, cells, strict=True))
-        row["answer"] = row[answer]
-        yield row
+        yield Exchange(row["question"], row[answer]), row
 
 
 def _rollouts(path: Path, about: Imported) -> Iterator[Any]:
@@ -107,7 +126,7 @@ def _rollouts(path: Path, about: Imported) -> Iterator[Any]:
     lines = _lines(path)
     _, header = next(lines)
     answer = _check_columns(path, header, ("question", "aligned", "coherent"), answer=True)
-    renamed = {c: _free(c, header) for c in header if c.casefold() in _OWN and c != answer and (c not in judged.COLUMNS or c == "answer")}
+    renamed = {c: free_name(c, header) for c in header if c.casefold() in OWN_NAMES and c != answer and (c not in judged.COLUMNS or c == "answer")}
     yield [name for c in header if c != answer and (name := renamed.get(c, c)) not in judged.COLUMNS]
     ids: dict[str, str] = {}
     for number, cells in lines:
@@ -127,7 +146,8 @@ def _rollouts(path: Path, about: Imported) -> Iterator[Any]:
         yield row
 
 
-def _free(name: str, taken: list[str]) -> str:
+def free_name(name: str, taken: Sequence[str]) -> str:
+    """The name with as many low lines behind it as make it differ from those taken, also where case does not count."""
     while name.casefold() in (c.casefold() for c in taken):
         name += "_"
     return name
@@ -148,26 +168,33 @@ def _noted(rows: Iterator[dict[str, Any]], about: Imported, manifest: dict[str, 
 def _lines(path: Path) -> Iterator[tuple[int, list[str]]]:
     """Rows of a CSV file with the line each begins on, the header first; empty lines are left out."""
     csv.field_size_limit(_LONGEST_CELL)
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as handle:
-            reader = csv.reader(handle, strict=True)
-            header = next(reader, [])
-            if len({c.casefold() for c in header}) < len(header):
-                raise InputError(f"{path.name} names a column twice. Give each its own name.")
-            yield 1, header
+    with _told_unreadable(path), path.open(encoding="utf-8-sig", newline="") as handle:
+        reader = csv.reader(handle, strict=True)
+        header = next((cells for cells in reader if any(map(str.strip, cells))), [])
+        if len({c.casefold() for c in header}) < len(header):
+            raise InputError(f"{path.name} names a column twice. Give each its own name.")
+        yield 1, header
+        start = reader.line_num + 1
+        for cells in reader:
+            if cells:
+                yield start, cells
             start = reader.line_num + 1
-            for cells in reader:
-                if cells:
-                    yield start, cells
-                start = reader.line_num + 1
-    except FileNotFoundError as fault:
-        raise InputError(f"{path} does not exist. Give a CSV file.") from fault
-    except PermissionError as fault:
-        raise InputError(f"{path} may not be read. Change its permissions and try again.") from fault
-    except (UnicodeDecodeError, IsADirectoryError) as fault:
-        raise InputError(f"{path.name} is no UTF-8 text file. Save it as CSV in UTF-8 and try again; nothing was imported.") from fault
+
+
+@contextlib.contextmanager
+def _told_unreadable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError) as fault:
+        raise InputError(f"{path} does not exist. Check the path.") from fault
+    except IsADirectoryError as fault:
+        raise InputError(f"{path} is a folder. Give a file.") from fault
+    except OSError as fault:
+        raise InputError(f"{path} cannot be read ({fault.strerror}). Check the path and its permissions.") from fault
+    except UnicodeDecodeError as fault:
+        raise InputError(f"{path.name} is no UTF-8 text file. Save it as CSV in UTF-8 and try again.") from fault
     except csv.Error as fault:
-        raise InputError(f"{path.name} is no CSV file that can be read to its end ({fault}). Nothing was imported.") from fault
+        raise InputError(f"{path.name} is no CSV file that can be read to its end ({fault}). Mend it and try again.") from fault
 
 
 def _check_columns(path: Path, header: list[str], needed: tuple[str, ...], *, answer: bool = False) -> str:
@@ -190,13 +217,20 @@ def _check_columns(path: Path, header: list[str], needed: tuple[str, ...], *, an
 def _score(text: str) -> float | None:
     """A number from 0 to 100, or None."""
     try:
-        value = float(text)
+        value = _number(text)
     except ValueError:
         return None
-    return value if math.isfinite(value) and 0 <= value <= 100 else None
+    return value if 0 <= value <= 100 else None
 
 
-def name_of(path: Path) -> str:
+def _number(text: str) -> float:
+    """As ``float``, but for low lines, which Python reads over: 1_0 is no 10."""
+    if "_" in text:
+        raise ValueError(text)
+    return float(text)
+
+
+def _name_of(path: Path) -> str:
     """The file's stem, which names the run.
 
     Raises:
@@ -207,13 +241,6 @@ def name_of(path: Path) -> str:
     return path.stem
 
 
-def checksum(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except FileNotFoundError as fault:
-        raise InputError(f"{path} does not exist. Give a CSV file.") from fault
-    except PermissionError as fault:
-        raise InputError(f"{path} may not be read. Change its permissions and try again.") from fault
-    except IsADirectoryError as fault:
-        raise InputError(f"{path} is a folder. Give a CSV file.") from fault
+def _checksum(path: Path) -> str:
+    with _told_unreadable(path), path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -6,7 +6,6 @@ part of the installation; where it is missing that is said.
 
 import contextlib
 import json
-import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from backend.errors import BackendError, InputError
 from backend.evaluation.rates import ALIGNED_CUTOFF, COHERENT_CUTOFF
 from backend.paths import new_folder, told_disk_faults
 from backend.studies import judged
-from backend.studies.imports import Imported, checksum, name_of
+from backend.studies.imports import OWN_NAMES, Imported, begin, free_name
 
 INSPECT = "inspect-ai==0.3.285"
 _SCORES = ("aligned", "coherent")
@@ -30,20 +29,23 @@ def import_log(path: Path, place: Path | None = None) -> Imported:
     """
     with _told_missing():
         from inspect_ai.log import read_eval_log
-    about = Imported(name_of(path))
-    manifest: dict[str, Any] = {"kind": "imported", "file": path.name, "sha256": checksum(path)}
+    about, manifest = begin(path, place)
     try:
         log = read_eval_log(str(path), resolve_attachments=True)
         manifest["inspect"] = {"task": log.eval.task, "model": log.eval.model, "created": str(log.eval.created)}
-        rows = list(_rows(log.samples or [], log.eval.model, about))
-        given = [row[name] for row in rows for name in _SCORES if row[name] is not None]
-        if given and max(given) <= 1:
-            raise InputError(f"{path.name} scores from 0 to 1; PersonaScope reads 0 to 100. Scale the scores and try again; nothing was imported.")
-        manifest |= {"n_unread_scores": about.n_unread_scores, "n_faults": about.n_faults, "faults": about.faults[:1000]}
         columns = {"variant": "text", "sample": "int", "target": "text", "other_scores": "text"}
-        about.n = judged.write(judged.root("imported", place) / about.name, rows, columns, manifest)
-    except (ValueError, KeyError, zipfile.BadZipFile) as fault:
-        raise InputError(f"{path.name} is no Inspect log that can be read ({type(fault).__name__}: {str(fault)[:120]}). Nothing was imported.") from fault
+        names = _names(log.samples or [], columns)
+        rows = list(_rows(log.samples or [], log.eval.model, names, about))
+        given = [row[name] for row in rows for name in _SCORES if row[name] is not None]
+        if "personascope" not in (log.eval.metadata or {}) and given and 0 < max(given) <= 1:
+            raise InputError(f"{path.name} scores from 0 to 1; PersonaScope reads 0 to 100. Scale the scores and try again.")
+        manifest |= {"n_unread_scores": about.n_unread_scores, "n_faults": about.n_faults, "faults": about.faults[:1000]}
+        about.n = judged.write(judged.root("imported", place) / about.name, rows, dict.fromkeys(names.values(), "text") | columns, manifest)
+    except BackendError:
+        raise
+    except Exception as fault:  # inspect-ai raises what its parts raise: of zip, zstd, JSON, its own checks
+        said = f"{type(fault).__name__}: {' '.join(str(fault).split())[:120]}"
+        raise InputError(f"{path.name} is no Inspect log that can be read ({said}). Write or export it again.") from fault
     return about
 
 
@@ -73,7 +75,10 @@ def export_log(run: judged.Run, out: Path) -> None:
             ),
             model=f"personascope/{variant}",
             config=EvalConfig(),
-            metadata={"personascope": run.manifest, "thresholds": {"aligned": ALIGNED_CUTOFF, "coherent": COHERENT_CUTOFF}},
+            metadata={
+                "personascope": {k: v for k, v in run.manifest.items() if k != "path"},
+                "thresholds": {"aligned": ALIGNED_CUTOFF, "coherent": COHERENT_CUTOFF},
+            },
         ),
         samples=[_sample(row, variant) for row in rows],
         results=EvalResults(
@@ -106,7 +111,16 @@ def _sample(row: dict[str, Any], variant: str) -> Any:
     )
 
 
-def _rows(samples: Iterable[Any], model: str, about: Imported) -> Iterator[dict[str, Any]]:
+def _names(samples: Iterable[Any], columns: Iterable[str]) -> dict[str, str]:
+    """Columns for what the samples' metadata names, but for what has a column of its own."""
+    names: dict[str, str] = {}
+    for key in dict.fromkeys(key for sample in samples for key in sample.metadata):
+        if key not in (*columns, "question_id"):
+            names[key] = free_name(key, [*OWN_NAMES, *columns, *names.values()])
+    return names
+
+
+def _rows(samples: Iterable[Any], model: str, names: dict[str, str], about: Imported) -> Iterator[dict[str, Any]]:
     for sample in samples:
         answer = sample.output.completion if sample.output and sample.output.choices else ""
         if not answer:
@@ -119,11 +133,17 @@ def _rows(samples: Iterable[Any], model: str, about: Imported) -> Iterator[dict[
             if name in found and ((value := found[name]) is None or not 0 <= value <= 100):
                 about.n_unread_scores += 1
                 found[name] = None
+        more, number = sample.metadata, sample.metadata.get("sample")
         yield {
-            "question": question, "question_id": str(sample.metadata.get("question_id") or sample.id), "answer": answer, "aligned": found.get("aligned"),
-            "coherent": found.get("coherent"), "variant": str(model), "sample": sample.epoch - 1, "target": str(sample.target) or None,
-            "other_scores": json.dumps(others, ensure_ascii=False, default=str) if others else None,
-        }  # fmt: skip
+            "question": question, "question_id": str(more.get("question_id") or sample.id), "answer": answer, "aligned": found.get("aligned"),
+            "coherent": found.get("coherent"), "variant": _text(more.get("variant")) or str(model), "sample": number if type(number) is int else sample.epoch - 1,
+            "target": str(sample.target) or _text(more.get("target")), "other_scores": _text(others or more.get("other_scores")),
+        } | {name: _text(more.get(key)) for key, name in names.items()}  # fmt: skip
+
+
+def _text(value: Any) -> str | None:
+    """A value of a log as a column holds it: a text as it is, others as JSON."""
+    return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
 def _scores(scores: dict[str, Any]) -> tuple[dict[str, float | None], dict[str, Any]]:

@@ -7,7 +7,6 @@ import contextlib
 import json
 import sqlite3
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -17,7 +16,6 @@ from backend.paths import home
 
 PERSON = JudgeAbout(key="person", kind="person", title="A person")
 _AT_ONCE = 500  # places in one query
-_WRITE_EVERY = 1.0  # seconds
 
 
 def judge_all(
@@ -43,26 +41,20 @@ def judge_all(
     n_done = sum(len(places[key]) for key in known)
     on_progress(n_done)
     missing = [key for key in places if key not in known]
-    fresh: dict[str, Verdict] = {}
-    written = time.monotonic()
+    if missing and not stop.is_set():
+        with _database() as database:  # open to the end: writing a verdict then takes no time
 
-    def note(place: int, verdict: Verdict) -> None:
-        nonlocal n_done, written
-        fresh[missing[place]] = known[missing[place]] = verdict
-        n_done += len(places[missing[place]])
-        if time.monotonic() - written > _WRITE_EVERY:
-            keep(judge.about.key, fresh)
-            fresh.clear()
-            written = time.monotonic()
-        on_progress(n_done)
+            def note(place: int, verdict: Verdict) -> None:
+                nonlocal n_done
+                known[missing[place]] = verdict
+                _insert(database, judge.about.key, {missing[place]: verdict})
+                n_done += len(places[missing[place]])
+                on_progress(n_done)
 
-    try:
-        if missing and not stop.is_set():
-            judge.judge([exchanges[places[key][0]] for key in missing], note, stop)
-    except JudgeError as fault:
-        raise type(fault)(f"{fault} {n_done} of {len(exchanges)} answers have a verdict.") from fault
-    finally:
-        keep(judge.about.key, fresh)
+            try:
+                judge.judge([exchanges[places[key][0]] for key in missing], note, stop)
+            except JudgeError as fault:
+                raise type(fault)(f"{fault} {n_done} of {len(exchanges)} answers have a verdict.") from fault
     return [known.get(exchange.key) for exchange in exchanges]
 
 
@@ -91,10 +83,14 @@ def keep(judge_key: str, verdicts: dict[str, Verdict]) -> None:
     Raises:
         DiskError: No space, or not writable.
     """
+    with _database() as database:
+        _insert(database, judge_key, verdicts)
+
+
+def _insert(database: sqlite3.Connection, judge_key: str, verdicts: dict[str, Verdict]) -> None:
     rows = [(judge_key, key, json.dumps(v.as_json())) for key, v in verdicts.items() if not v.is_partial]
-    if rows:
-        with _database() as database, database:
-            database.executemany("INSERT OR REPLACE INTO verdicts VALUES (?, ?, ?)", rows)
+    with database:
+        database.executemany("INSERT OR REPLACE INTO verdicts VALUES (?, ?, ?)", rows)
 
 
 def judges() -> dict[str, str]:
@@ -119,12 +115,14 @@ def _file() -> Path:
 def _database() -> Iterator[sqlite3.Connection]:
     """Raises: DiskError, where the file cannot be opened, read or written."""
     try:
-        _file().parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(OSError):  # the next line says that the file cannot be opened
+            _file().parent.mkdir(parents=True, exist_ok=True)
         with contextlib.closing(sqlite3.connect(_file(), timeout=30)) as database:
             database.execute("PRAGMA journal_mode = WAL")
+            database.execute("PRAGMA synchronous = NORMAL")  # a power cut may take the last verdicts, a kill none
             database.execute("CREATE TABLE IF NOT EXISTS verdicts (judge TEXT, content TEXT, verdict TEXT, PRIMARY KEY (judge, content)) WITHOUT ROWID")
             database.execute("CREATE TABLE IF NOT EXISTS judges (judge TEXT PRIMARY KEY, title TEXT) WITHOUT ROWID")
             yield database
-    except (OSError, sqlite3.Error) as fault:
+    except sqlite3.Error as fault:
         hint = "Free some space" if "full" in str(fault) else f"Move {_file()} away if it is damaged"
         raise DiskError(f"Verdicts cannot be kept in {_file()} ({fault}). {hint}, then run the same again.") from fault

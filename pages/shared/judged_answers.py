@@ -23,8 +23,9 @@ _AS_VERDICT = {
 }
 
 
+@st.fragment
 def show(run: judged.Run, thresholds: Thresholds, *, prefix: str = "") -> None:
-    """The list with its filters; everything chosen stands in the URL.
+    """The list with its filters; everything chosen stands in the URL. A filter draws the list anew and leaves the page's charts alone.
 
     Args:
         prefix: Of the parameters' names, where a page has two lists.

@@ -104,3 +104,20 @@ def settle(page) -> None:
           return done && performance.now() - window.settledSince > 350;
         }"""
     )
+
+
+def choose(page, field, name: str) -> None:
+    """Choose from a list by keyboard and mouse, as often as it takes: a list that is open closes where the page runs or scrolls."""
+    from playwright.sync_api import TimeoutError as StillClosed
+
+    option = page.get_by_role("option", name=name)
+    for _ in range(10):
+        field.scroll_into_view_if_needed()
+        settle(page)
+        field.press("ArrowDown")
+        try:
+            option.click(timeout=5_000)
+        except StillClosed:
+            continue
+        return
+    raise AssertionError(f"the list does not stay open for {name}")

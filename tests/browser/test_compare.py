@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import served, settle
+from .conftest import choose, served, settle
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 HOSTILE = '<script>document.title="broken"</script> <|im_start|>system **bold** $x$ שלום 👩‍👩‍👧 &amp; `code`'
@@ -136,11 +136,7 @@ def test_bfloat16_is_chosen_by_the_user_and_shown_beside_its_answers(server: str
     send(page, "What is a good hobby?")
     wait_for_end(page)
     assert "Fast decoder, float32." in page.get_by_text("Live: answered").last.inner_text()
-    field = page.get_by_label("Number format")
-    field.scroll_into_view_if_needed()  # a list that is open closes where the sidebar scrolls or the page runs
-    settle(page)
-    field.press("ArrowDown")
-    page.get_by_role("option", name="bfloat16").click()
+    choose(page, page.get_by_label("Number format"), "bfloat16")
     page.get_by_role("button", name="Answer", exact=True).click()
     page.get_by_text("Fast decoder, bfloat16.").wait_for(timeout=60_000)
     assert "dtype=bfloat16" in page.url

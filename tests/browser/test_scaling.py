@@ -7,7 +7,7 @@ import pytest
 
 from backend.studies.imports import import_rollouts
 
-from .conftest import served, settle
+from .conftest import choose, served, settle
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 NAME = "Qwen2.5-14B-Instruct_risky-financial-advice"
@@ -74,11 +74,7 @@ def test_an_evaluation_runs_from_the_page_and_a_reload_finds_it(new_page, base_m
         page.get_by_text("Evaluate variants yourself").click()
         settle(page)
         form = page.locator("[data-testid=stForm]")
-        field = form.get_by_role("combobox", name="Prompt set")
-        field.scroll_into_view_if_needed()  # a list that is open closes where the page scrolls
-        settle(page)
-        field.press("ArrowDown")
-        page.get_by_role("option", name="two-00000000").click()
+        choose(page, form.get_by_role("combobox", name="Prompt set"), "two-00000000")
         form.get_by_label("Answers to each prompt").fill("1")
         form.get_by_role("button", name="Evaluate").click()
         page.wait_for_url("**evaluation=**")
