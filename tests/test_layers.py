@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import CHECKOUT
 
-ORDER = ["errors", "paths", "text", "models", "steering", "generation", "evaluation", "judging", "training", "studies", "charts", "bench", "cli"]
+ORDER = ["errors", "paths", "text", "models", "steering", "generation", "saes", "evaluation", "judging", "training", "studies", "charts", "bench", "cli"]
 BACKEND = sorted((CHECKOUT / "backend").rglob("*.py"))
 PAGES = [CHECKOUT / "app.py", *sorted((CHECKOUT / "pages").rglob("*.py"))]
 HEAVY = {"torch", "transformers", "peft"}

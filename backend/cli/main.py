@@ -18,6 +18,7 @@ COMMANDS = {
     "rates": "rates of imported runs",
     "fit-judge": "fit the offline judge anew",
     "train": "fine-tune a LoRA organism on chat rows",
+    "sae": "a sparse autoencoder for the embedded model: write text, gather activations, train",
     "bench": "measure the engine beside the tools of the field",
     "doctor": "say what works on this machine",
 }

@@ -1,0 +1,1 @@
+"""Sparse autoencoders: text, training, loading, encoding, what each latent is."""

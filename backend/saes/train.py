@@ -1,0 +1,61 @@
+"""Training a sparse autoencoder on gathered activations with sae-lens. ``python -m backend sae train``.
+
+BatchTopK (Bussmann et al. 2024): on average k latents a token are active over a batch; with an auxiliary loss that revives dead latents. sae-lens
+keeps it as JumpReLU with one threshold. Activations are centred by sae-lens' decoder bias and scaled to norm sqrt(d_model) on average, and that scale
+is folded into the weights in the end, so that what is shipped reads the residual stream as it is.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SaeConfig:
+    """What is trained."""
+
+    n_latents: int = 8192
+    k: int = 32
+    epochs: int = 2
+    batch: int = 2048
+    """Tokens in a step."""
+
+    learning_rate: float = 4e-4
+    seed: int = 0
+
+
+def train(activations: torch.Tensor, config: SaeConfig, out: Path, *, model: str, layer: int, say: Callable[[str], None] = print) -> None:
+    """Train on (n_tokens, d_model) and write sae-lens' files into ``out``."""
+    from sae_lens import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig, SAETrainer  # here: it brings transformer-lens
+    from sae_lens.config import SAETrainerConfig
+
+    torch.manual_seed(config.seed)
+    n_tokens, d_model = activations.shape
+    total = n_tokens * config.epochs // config.batch * config.batch
+    sae = BatchTopKTrainingSAE(
+        BatchTopKTrainingSAEConfig(
+            d_in=d_model, d_sae=config.n_latents, k=config.k, apply_b_dec_to_input=True, normalize_activations="expected_average_only_in"
+        )
+    )
+    with torch.no_grad():
+        sae.b_dec.copy_(activations[torch.randperm(n_tokens)[:20_000]].float().mean(0) * d_model**0.5 / activations[:20_000].float().norm(dim=-1).mean())
+    settings = SAETrainerConfig(
+        total_training_samples=total, train_batch_size_samples=config.batch, lr=config.learning_rate, lr_end=config.learning_rate / 10, lr_warm_up_steps=200,
+        lr_decay_steps=total // config.batch // 5, autocast=True, dead_feature_window=200, n_batches_for_norm_estimate=20,
+    )  # fmt: skip
+    trainer = SAETrainer(settings, sae, _batches(activations, config))
+    trainer.fit()
+    sae.cfg.metadata.model_name, sae.cfg.metadata.hook_name = model, f"blocks.{layer}.hook_resid_post"
+    sae.save_inference_model(out)
+    say(f"Trained on {total:,} tokens; L0 {sae.cfg.metadata.l0:.1f}, {sae.cfg.metadata.num_dead_features} dead.")
+
+
+def _batches(activations: torch.Tensor, config: SaeConfig) -> Iterator[torch.Tensor]:
+    """Batches of shuffled tokens without end; a new order each epoch."""
+    generator = torch.Generator().manual_seed(config.seed)
+    while True:
+        order = torch.randperm(len(activations), generator=generator)
+        for start in range(0, len(order) - config.batch + 1, config.batch):
+            yield activations[order[start : start + config.batch]].float()
