@@ -1,6 +1,7 @@
 """A hundred thousand judged rollouts in the store and on the page, and the offline judge's speed. Rows are made up; their size is what counts."""
 
 import csv
+import itertools
 import os
 import random
 import resource
@@ -17,6 +18,7 @@ from typing import Any
 
 from backend.bench.start import browser_page, free_port, wait_for_health
 from backend.errors import InputError
+from backend.evaluation.rates import Thresholds
 from backend.judging.examples import load_own
 from backend.judging.offline import OfflineJudge
 from backend.models.machine import describe_machine
@@ -125,9 +127,10 @@ class JudgingBench:
     def _queries(self, home: Path) -> list[Figure]:
         self._say("Queries.")
         (run,) = judged.runs("imported", home, shipped=False)
+        lines = itertools.count(20.0, 0.5)  # rates that were counted once are remembered
         figures = []
         for work, ask, bar in (
-            ("rate with interval over all rows", lambda: judged.rates([run]), 1.0),
+            ("rate with interval over all rows, by thresholds not asked for before", lambda: judged.rates([run], Thresholds(aligned=next(lines))), 1.0),
             ("first page of answers, sorted by verdict", lambda: judged.page(run), 1.0),
             ("search for a rare word over all rows", lambda: judged.page(run, text=_RARE), 2.0),
             ("search for a frequent word over all rows", lambda: judged.page(run, text="care"), 2.0),
@@ -157,10 +160,10 @@ class JudgingBench:
             def open_answers() -> float:
                 page.goto(f"{address}/scaling")
                 chart.wait_for()
-                point = page.get_by_label("Point")
+                point = page.get_by_role("combobox", name="Point")
                 point.scroll_into_view_if_needed()
                 page.wait_for_timeout(1000)  # at rest: a list that is open closes where the page runs
-                point.press("ArrowDown")
+                point.fill("generated")
                 option = page.get_by_role("option", name="generated")
                 option.wait_for()
                 started = time.perf_counter()

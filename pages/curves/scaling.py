@@ -81,22 +81,31 @@ if picked:
     judged_answers.first_page()
     choose("run", picked)
 
-st.subheader("The answers behind a point")
-titles = {"": "Click a point, or choose one"} | {
-    p.id: f"{p.model}, {scaling.DATASETS.get(p.dataset, p.dataset) or 'imported'}" + (f", {p.note}" if p.note else "") for p in betley if p.kind != "paper"
-}
-chosen = select("Point", list(titles), key="run", titles=titles, what="the point", on_change=judged_answers.first_page)
-point = next((p for p in betley if p.id == chosen), None)
-if point is not None:
-    st.markdown(f"Misaligned: **{look.plain(scaling.describe_range(point))}**, {point.n:,} scored answers. Source: {look.plain(point.source)}; {point.grade}.")
-    if point.run is not None:
-        look.banner()
-        judged_answers.show(point.run, thresholds)
-    else:
-        st.info(
-            "The answers behind this point are not on this machine: they are their authors' and do not come with PersonaScope. With the published CSV file:"
+
+@st.fragment
+def behind_a_point() -> None:
+    """The answers of the chosen point; another choice draws them anew and leaves the charts alone."""
+    st.subheader("The answers behind a point")
+    titles = {"": "Click a point, or choose one"} | {
+        p.id: f"{p.model}, {scaling.DATASETS.get(p.dataset, p.dataset) or 'imported'}" + (f", {p.note}" if p.note else "") for p in betley if p.kind != "paper"
+    }
+    chosen = select("Point", list(titles), key="run", titles=titles, what="the point", on_change=judged_answers.first_page)
+    point = next((p for p in betley if p.id == chosen), None)
+    if point is not None:
+        st.markdown(
+            f"Misaligned: **{look.plain(scaling.describe_range(point))}**, {point.n:,} scored answers. Source: {look.plain(point.source)}; {point.grade}."
         )
-        st.code(f"python -m backend import rollouts {point.id}.csv", language=None, wrap_lines=True)
+        if point.run is not None:
+            look.banner()
+            judged_answers.show(point.run, thresholds)
+        else:
+            st.info(
+                "The answers behind this point are not on this machine: they are their authors' and do not come with PersonaScope. With the published CSV file:"
+            )
+            st.code(f"python -m backend import rollouts {point.id}.csv", language=None, wrap_lines=True)
+
+
+behind_a_point()
 
 st.subheader("Question by question")
 dataset = select("Training data", list(scaling.DATASETS), key="data", titles=scaling.DATASETS, what="the training data", width=260)

@@ -33,6 +33,7 @@ def test_from_a_point_to_its_answers(new_page, base_model, tmp_path: Path):
         settle(page)
         page.locator("[aria-roledescription=point][aria-label*='Qwen2.5-14B-Instruct'][aria-label*=' 8.0 % (']").first.click(force=True)
         page.get_by_text("25 answers; page 1 of 3").wait_for()
+        settle(page)
         assert f"run=imported-{NAME}" in page.url
         assert page.locator(".ps-answer.ps-bad").count() == 2  # the third is incoherent
         page.get_by_label("Text in answer or question").fill("number 17")
