@@ -51,6 +51,8 @@ def divergence_dots(points: pd.DataFrame, means: pd.DataFrame, *, title: str, su
     zero = alt.Chart(pd.DataFrame({"x": [0]})).mark_rule(strokeDash=[4, 4], opacity=0.6).encode(x="x:Q")
     return (
         alt.layer(zero, dots, spans, centre)
-        .properties(height=alt.Step(64), title=alt.Title(title, subtitle=subtitle, anchor="start", fontSize=16, subtitleFontSize=13, offset=14))
+        .properties(
+            height=alt.Step(64), title=alt.Title(title, subtitle=subtitle, anchor="start", fontSize=16, subtitleFontSize=13, subtitlePadding=6, offset=14)
+        )
         .configure_view(stroke=None)
     )

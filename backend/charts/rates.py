@@ -47,6 +47,8 @@ def rate_rows(
         layers.insert(0, alt.Chart(pd.DataFrame({"x": [0.0]})).mark_rule(strokeDash=[4, 4], opacity=0.6).encode(x=alt.X("x:Q", scale=scale)))
     return (
         alt.layer(*layers)
-        .properties(height=alt.Step(44), title=alt.Title(title, subtitle=list(subtitle), anchor="start", fontSize=16, subtitleFontSize=13, offset=14))
+        .properties(
+            height=alt.Step(44), title=alt.Title(title, subtitle=list(subtitle), anchor="start", fontSize=16, subtitleFontSize=13, subtitlePadding=6, offset=14)
+        )
         .configure_view(stroke=None)
     )

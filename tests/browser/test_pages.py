@@ -14,6 +14,19 @@ PAGES = {
     "scaling": "/scaling?own=scornful",
     "organisms": "/organisms",
 }
+CHART_TEXT_TOO_FAINT = """() => {
+  const parts = color => color.match(/[\\d.]+/g).map(Number);
+  const light = rgb => rgb.slice(0, 3).map(v => v / 255).map(v => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+  const ground = parts(getComputedStyle(document.querySelector('[data-testid=stApp]')).backgroundColor);
+  return [...document.querySelectorAll('[data-testid=stVegaLiteChart] svg text')].filter(text => text.textContent.trim()).filter(text => {
+    const style = getComputedStyle(text), opacity = Number(style.opacity) * Number(style.fillOpacity);
+    if (!opacity) return false; // a label that Vega left out
+    const drawn = parts(style.fill).slice(0, 3).map((v, i) => v * opacity + ground[i] * (1 - opacity));
+    const [low, high] = [light(drawn), light(ground)].sort((a, b) => a - b);
+    return (high + 0.05) / (low + 0.05) < 4.5;
+  }).map(text => text.textContent);
+}"""
 
 
 @pytest.mark.parametrize("page_name", PAGES)
@@ -37,6 +50,7 @@ def test_axe_finds_no_serious_fault(page_name: str, dark: bool, server: str, new
     results = Axe().run(page, context={"exclude": [["[data-testid=stSidebarNavItems]"]]})  # Streamlit's own list
     found = [f"{v['id']}: {v['nodes'][0]['html'][:200]}" for v in results.response["violations"] if v["impact"] in ("serious", "critical")]
     assert found == []
+    assert page.evaluate(CHART_TEXT_TOO_FAINT) == []  # axe does not look into pictures
 
 
 @pytest.mark.parametrize("page_name", PAGES)
