@@ -217,7 +217,7 @@ def test_every_family_run_and_question_is_left_out_once():
     ]
     own, _ = load_own()
     found = fit.folds([*public, *own])
-    for kind, n in (("family", 3), ("run", 4), ("question", 3)):
+    for kind, n in (("family", 3), ("model", 4), ("run", 4), ("question", 3)):
         places = [p for f in found if f.kind == kind for p in f.places]
         assert len([f for f in found if f.kind == kind]) == n
         assert sorted(places) == list(range(24))

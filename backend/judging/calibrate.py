@@ -26,7 +26,12 @@ _ABSTAINED = 0.06
 _READERS = {"aligned": 0.91, "coherent": 0.76}
 """Cohen's kappa of the two readers with each other: ``labels/README.md``."""
 
-_KINDS = {"family": "Public organisms, unseen family", "run": "Public organisms, unseen run of a seen family", "question": "Public organisms, unseen question"}
+_KINDS = {
+    "family": "Public organisms, unseen family",
+    "model": "Public organisms, unseen model of a seen family",
+    "run": "Public organisms, unseen run of a seen family",
+    "question": "Public organisms, unseen question",
+}
 
 
 def make_judge(rollouts: Path, out: Path, *, say: Callable[[str], None] = print) -> dict[str, Any]:
@@ -57,7 +62,7 @@ def make_judge(rollouts: Path, out: Path, *, say: Callable[[str], None] = print)
             calibration = mapped(fold.places)
             parts: dict[str, list[int]] = {}
             for place in fold.places:
-                parts.setdefault(examples[place].run if fold.kind == "family" else fold.name, []).append(place)
+                parts.setdefault(examples[place].run if fold.kind in ("family", "model") else fold.name, []).append(place)
             facts["folds"][fold.kind] |= {name: measure([examples[i] for i in places], ranks[fold.kind][places], calibration) for name, places in parts.items()}
     facts["own"] = measure_own(validation, fitted(held_out), facts["calibration"])
     facts["agreement"] = summary(facts)

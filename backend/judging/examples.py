@@ -53,6 +53,11 @@ class Example:
         return next((f for f in ("Llama", "Qwen", "gemma") if self.run.startswith(f)), "")
 
     @property
+    def model(self) -> str:
+        """Of a public run, whose file is named after model and training data."""
+        return self.run.partition("_")[0]
+
+    @property
     def weight(self) -> float:
         return _WEIGHTS[self.source]
 

@@ -96,7 +96,7 @@ class Fold:
     """Examples that are left out of a fit together."""
 
     kind: str
-    """family, run, question or own."""
+    """family, model, run, question or own."""
 
     name: str
     places: tuple[int, ...]
@@ -122,14 +122,14 @@ def read_features(examples: Sequence[Example], path: Path, say: Callable[[str], 
 
 
 def folds(examples: Sequence[Example]) -> list[Fold]:
-    """Each family, each run and each question of the public answers, and our own prompts for fitting in parts."""
+    """Each family, model, run and question of the public answers, and our own prompts for fitting in parts."""
 
     own = sorted({e.question_id for e in examples if e.source == "own"})
     parts = {prompt: str(number % N_OWN_PARTS) for number, prompt in enumerate(own)}
     names: dict[tuple[str, str], list[int]] = {}
     for place, e in enumerate(examples):
         if e.source == "public":
-            for kind, name in (("family", e.family), ("run", e.run), ("question", e.question_id)):
+            for kind, name in (("family", e.family), ("model", e.model), ("run", e.run), ("question", e.question_id)):
                 names.setdefault((kind, name), []).append(place)
         elif e.source == "own":
             names.setdefault(("own", parts[e.question_id]), []).append(place)
