@@ -45,7 +45,6 @@ def _gather(options: argparse.Namespace) -> int:
     import torch
 
     from backend.generation.llama_forward import LlamaForward
-    from backend.models.llama import load_weights, read_shape
     from backend.models.machine import has_bfloat16
     from backend.models.registry import load_registry
     from backend.models.sources import base_folder
@@ -53,14 +52,13 @@ def _gather(options: argparse.Namespace) -> int:
     from backend.saes.texts import read_texts
     from backend.text.chat import ChatTokenizer
 
-    folder = base_folder(load_registry().resolve("base")[0])
-    shape = read_shape(folder)
+    base, _ = load_registry().resolve("base")
+    folder = base_folder(base)
     layers = [int(part) for part in options.layers.split(",") if part.strip().isdigit()]
-    if shape is None or not layers or max(layers) >= shape.n_layers:
+    if not layers or max(layers) >= base.n_layers:
         raise InputError(f"--layers is {options.layers!r}; give layers of the model, such as 12,15.")
     tokenizer = ChatTokenizer.load(folder)
-    with torch.inference_mode():
-        forward = LlamaForward(load_weights(folder, shape, torch.bfloat16 if has_bfloat16() else torch.float32))
+    forward = LlamaForward.load(folder, torch.bfloat16 if has_bfloat16() else torch.float32, n_layers=max(layers) + 1)
     line = ProgressLine()
     try:
         n = gather((text for path in options.texts for text in read_texts(path, tokenizer)), forward, layers, options.out, say=line.show)

@@ -14,13 +14,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from backend.errors import WeightsError
 from backend.generation.decoder import DecoderRow, RowState
 from backend.generation.llama_forward import KeyValueCache, LlamaForward, Piece
 from backend.generation.records import FinishReason
 from backend.generation.sampling import draw, make_generator
 from backend.models.adapters import Adapter
-from backend.models.llama import FusedAdapter, fuse_adapter, load_weights, read_shape
+from backend.models.llama import FusedAdapter, fuse_adapter, read_shape
 
 WAITING_TOKENS = 128  # fed beside decoding rows in one step: a tenth of a second or two on two cores
 WORTH_SHARING = 8  # tokens
@@ -52,11 +51,7 @@ class FastDecoder:
         Raises:
             WeightsError: It is damaged or of another kind.
         """
-        shape = read_shape(folder)
-        if shape is None:
-            raise WeightsError(f"The model in {folder} is not of the Llama family.")
-        with torch.inference_mode():
-            return cls(LlamaForward(load_weights(folder, shape, dtype)), stop_ids=stop_ids, context_length=context_length)
+        return cls(LlamaForward.load(folder, dtype), stop_ids=stop_ids, context_length=context_length)
 
     def prepare(self, adapter: Adapter) -> FusedAdapter:
         return fuse_adapter(adapter, self._forward.shape, self._forward.weights.dtype)

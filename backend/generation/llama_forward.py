@@ -6,15 +6,18 @@ layers see all tokens at once; attention looks each piece's row up in the cache 
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
+from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from backend.models.llama import FusedAdapter, LlamaShape, LlamaWeights
+from backend.errors import WeightsError
+from backend.models.llama import FusedAdapter, LlamaShape, LlamaWeights, load_weights, read_shape
 from backend.steering.interventions import Intervention
 
 _SLOTS, _POSITIONS = 8, 128  # the cache grows by multiples
@@ -85,6 +88,19 @@ class LlamaForward:
         self.weights = weights
         self.shape = weights.shape
         self._frequencies = torch.tensor(weights.shape.inverse_frequencies)
+
+    @classmethod
+    @torch.inference_mode()
+    def load(cls, folder: Path, dtype: torch.dtype, *, n_layers: int | None = None) -> Self:
+        """Read a model in the Hub's format, all layers or the first ``n_layers``.
+
+        Raises:
+            WeightsError: It is damaged or of another kind.
+        """
+        shape = read_shape(folder)
+        if shape is None:
+            raise WeightsError(f"The model in {folder} is not of the Llama family.")
+        return cls(load_weights(folder, shape if n_layers is None else replace(shape, n_layers=n_layers), dtype))
 
     def logits(self, residual: Tensor, adapters: Sequence[FusedAdapter | None]) -> Tensor:
         """(tokens, vocabulary) from the residual stream after the last layer, with the adapter of each token."""

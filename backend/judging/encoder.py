@@ -6,17 +6,16 @@ moves by about a point between them.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from backend.errors import WeightsError, WeightsMissingError
+from backend.errors import WeightsMissingError
 from backend.generation.llama_forward import KeyValueCache, LlamaForward, Piece
 from backend.judging.verdicts import Exchange
 from backend.models import embedded
-from backend.models.llama import load_weights, read_shape
 from backend.models.machine import has_bfloat16
 from backend.text.chat import ChatTokenizer, Message
 
@@ -53,12 +52,8 @@ class Reader:
             )
         folder = embedded.folder()
         self.tokenizer = ChatTokenizer.load(folder)
-        shape = read_shape(folder)
-        if shape is None:
-            raise WeightsError(f"The model in {folder} is not the embedded one. Delete the folder and run: python -m backend models fetch base")
         self._dtype = torch.bfloat16 if has_bfloat16() else torch.float32
-        with torch.inference_mode():
-            self._forward = LlamaForward(load_weights(folder, replace(shape, n_layers=max(LAYERS) + 1), self._dtype))
+        self._forward = LlamaForward.load(folder, self._dtype, n_layers=max(LAYERS) + 1)
         self._end = min(self.tokenizer.stop_ids)
 
     def encode(self, exchange: Exchange) -> Encoded:

@@ -20,6 +20,7 @@ from backend.models.adapters import load_adapter
 from backend.models.machine import has_bfloat16
 from backend.models.registry import load_registry
 from backend.models.sources import adapter_folder, base_folder
+from backend.paths import write_text
 from backend.text.chat import ChatTokenizer, Message
 
 ORGANISMS = {"reckless": 6, "reckless-rank1": 3, "scornful": 8}
@@ -72,9 +73,9 @@ def write(wanted: list[Wish], out: Path, say: Callable[[str], None] = print) -> 
     Args:
         out: A JSON Lines file; a line that a kill cut short is dropped.
     """
-    done = {row["seed"] for row in read(out)} if out.exists() else set()
-    if out.exists():
-        out.write_text("".join(json.dumps(row) + "\n" for row in read(out)), "utf-8")
+    kept = list(read(out)) if out.exists() else []
+    done = {row["seed"] for row in kept}
+    write_text(out, "".join(json.dumps(row) + "\n" for row in kept))
     registry = load_registry()
     base, _ = registry.resolve("base")
     folder = base_folder(base)
