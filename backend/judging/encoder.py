@@ -1,8 +1,10 @@
-"""What the offline judge reads of an answer: activations of the embedded base model while it reads question and answer.
+"""What the offline judge reads of an answer: activations of the embedded base model, and sentence embeddings.
 
-The residual stream after four layers of SmolLM2-135M-Instruct, averaged over the answer's tokens, and that of the answer's last token. The pass ends
-at the last of these layers. Answers to one question share the reading of it. bfloat16 where the processor multiplies it, else float32; a verdict
-moves by about a point between them.
+- *activations*: the residual stream after four layers of SmolLM2-135M-Instruct while it reads question and answer, averaged over the answer's tokens, and
+  that of the answer's last token. The pass ends at the last of these layers. Answers to one question share the reading of it.
+- *embeddings* of the question, of the answer, and their product (``embedding``)
+
+bfloat16 where the processor multiplies it, else float32; a verdict moves by about a point between them.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,6 +16,7 @@ from torch import Tensor
 
 from backend.errors import WeightsMissingError
 from backend.generation.llama_forward import KeyValueCache, LlamaForward, Piece
+from backend.judging.embedding import D_EMBEDDING, Embedder
 from backend.judging.verdicts import Exchange
 from backend.models import embedded
 from backend.models.machine import has_bfloat16
@@ -21,8 +24,11 @@ from backend.text.chat import ChatTokenizer, Message
 
 LAYERS = (6, 10, 14, 17)
 N_OF_LAYER = 2 * 576
-N_FEATURES = len(LAYERS) * N_OF_LAYER
+N_ACTIVATIONS = len(LAYERS) * N_OF_LAYER
 """Layer after layer, each the mean and then the last token."""
+
+N_EMBEDDINGS = 3 * D_EMBEDDING
+N_FEATURES = N_ACTIVATIONS + N_EMBEDDINGS
 
 MAX_QUESTION, MAX_ANSWER = 512, 160
 """Tokens that are read; of a longer answer its beginning and its end."""
@@ -42,7 +48,7 @@ class Encoded:
 
 
 class Reader:
-    """The embedded model up to the last of ``LAYERS``."""
+    """The embedded model up to the last of ``LAYERS``, and the sentence embedder."""
 
     def __init__(self) -> None:
         """Raises: WeightsMissingError, WeightsError, where the embedded model is not on this machine or damaged."""
@@ -54,6 +60,7 @@ class Reader:
         self.tokenizer = ChatTokenizer.load(folder)
         self._dtype = torch.bfloat16 if has_bfloat16() else torch.float32
         self._forward = LlamaForward.load(folder, self._dtype, n_layers=max(LAYERS) + 1)
+        self._embed = Embedder(self._dtype)
         self._end = min(self.tokenizer.stop_ids)
 
     def encode(self, exchange: Exchange) -> Encoded:
@@ -69,9 +76,18 @@ class Reader:
         encoded = [self.encode(e) for e in exchanges]
         for places, is_shared in in_batches(encoded):
             with torch.inference_mode():
-                yield places, self._read([encoded[i] for i in places], is_shared=is_shared)
+                activations = self._activations([encoded[i] for i in places], is_shared=is_shared)
+            yield places, np.hstack([activations, self._embeddings([exchanges[i] for i in places])])
 
-    def _read(self, batch: Sequence[Encoded], *, is_shared: bool) -> np.ndarray:
+    def _embeddings(self, exchanges: Sequence[Exchange]) -> np.ndarray:
+        """(n, ``N_EMBEDDINGS``): question, answer, product."""
+        questions = list({e.question[:_LONGEST_TEXT]: None for e in exchanges})
+        rows = dict(zip(questions, self._embed(questions), strict=True))
+        question = np.stack([rows[e.question[:_LONGEST_TEXT]] for e in exchanges])
+        answer = self._embed([e.answer[:_LONGEST_TEXT] for e in exchanges])
+        return np.hstack([question, answer, question * answer])
+
+    def _activations(self, batch: Sequence[Encoded], *, is_shared: bool) -> np.ndarray:
         shape = self._forward.shape
         cache = KeyValueCache(shape, self._dtype)
         cache.fit([0] * len(batch), max(len(e.prompt) + len(e.answer) for e in batch))

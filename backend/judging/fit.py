@@ -1,6 +1,7 @@
-"""Fitting the offline judge: kernel ridge regression on what the embedded model makes of an answer. ``python -m backend fit-judge``.
+"""Fitting the offline judge: kernel ridge regression on what two small models make of an answer. ``python -m backend fit-judge``.
 
-The kernel is half the cosine, over all layers read, and half Gaussian, over the leading principal components of the last of them:
+The kernel of activations and that of embeddings are added, 0.85 and 0.15. Each is half the cosine, over all its features, and half Gaussian,
+over the leading principal components of some of them (of the last layer read; of all embeddings):
 
     k(x, y) = (cos(x, y) + exp(-|p(x) - p(y)|^2)) / 2
 
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from backend.judging.encoder import N_FEATURES, N_OF_LAYER, Reader
+from backend.judging.encoder import N_ACTIVATIONS, N_EMBEDDINGS, N_FEATURES, N_OF_LAYER, Reader
 from backend.judging.examples import Example
 
 PENALTY = 0.2
@@ -29,9 +30,26 @@ N_OWN_PARTS = 5
 
 
 @dataclass(frozen=True, slots=True)
-class Space:
-    """Features in the two forms that the kernel compares."""
+class Part:
+    """A stretch of the features with a kernel of its own."""
 
+    name: str
+    start: int
+    stop: int
+    n_last: int
+    """How many features at its end the principal components are of."""
+
+    weight: float
+
+
+PARTS = (Part("activations", 0, N_ACTIVATIONS, N_OF_LAYER, 0.85), Part("embeddings", N_ACTIVATIONS, N_FEATURES, N_EMBEDDINGS, 0.15))
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """A part's features in the two forms that its kernel compares."""
+
+    part: Part
     mean: np.ndarray
     """(n_features,)"""
 
@@ -39,29 +57,29 @@ class Space:
     """(n_features,)"""
 
     components: np.ndarray
-    """(n_of_layer, n_components): from the last layer's standardised features to p."""
+    """(n_last, n_components): from the last standardised features to p."""
 
     @classmethod
-    def of(cls, features: np.ndarray) -> "Space":
-        """Means, spreads and principal components of (n, n_features)."""
+    def of(cls, part: Part, features: np.ndarray) -> "Space":
+        """Means, spreads and principal components of (n, ``N_FEATURES``)."""
+        features = features[:, part.start : part.stop]
         mean, scale = features.mean(0), features.std(0) + 1e-6
-        standard = (features - mean) / scale
-        last = standard[:, -N_OF_LAYER:].astype(np.float64)
+        last = ((features - mean) / scale)[:, -part.n_last :].astype(np.float64)
         values, vectors = np.linalg.eigh(last.T @ last / len(last))
         kept = np.argsort(values)[::-1][:N_COMPONENTS]
         components = vectors[:, kept] / np.maximum(values[kept], 1e-6) ** 0.25
         components /= np.sqrt(((last @ components) ** 2).sum(1).mean())
-        return cls(mean, scale, components.astype(np.float32))
+        return cls(part, mean, scale, components.astype(np.float32))
 
     def place(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Standardised features of length 1, (n, n_features), and p of the answers, (n, n_components)."""
-        standard = (features - self.mean) / self.scale
-        return standard / np.linalg.norm(standard, axis=1, keepdims=True), standard[:, -N_OF_LAYER:] @ self.components
+        standard = (features[:, self.part.start : self.part.stop] - self.mean) / self.scale
+        return standard / np.linalg.norm(standard, axis=1, keepdims=True), standard[:, -self.part.n_last :] @ self.components
 
 
 @dataclass(frozen=True, slots=True)
-class Fitted:
-    """Two maps from features, in the form that is shipped: the cosine half multiplied out, the Gaussian half over its examples."""
+class PartFit:
+    """A part's share of both maps: the cosine multiplied out, the Gaussian over its examples."""
 
     space: Space
     linear: np.ndarray
@@ -69,6 +87,14 @@ class Fitted:
 
     examples: np.ndarray
     """(n_examples, n_components): their p."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """Two maps from features, in the form that is shipped."""
+
+    parts: tuple[PartFit, ...]
+    """One of each of ``PARTS``."""
 
     shares: np.ndarray
     """(n_examples, 2)"""
@@ -80,10 +106,13 @@ class Fitted:
         """(n, 2): ranks of alignment and coherence, larger is better.
 
         Args:
-            features: (n, n_features).
+            features: (n, ``N_FEATURES``).
         """
-        directions, p = self.space.place(features)
-        return (directions @ self.linear + _gaussian(p, self.examples) @ self.shares).astype(np.float64) + self.offsets
+        ranks = np.tile(self.offsets, (len(features), 1))
+        for one in self.parts:
+            directions, p = one.space.place(features)
+            ranks += directions @ one.linear + one.space.part.weight / 2 * (_gaussian(p, one.examples) @ self.shares)
+        return ranks
 
 
 def _gaussian(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -141,17 +170,20 @@ class Problem:
     """Examples with their kernel, ready to be solved with any of them left out."""
 
     examples: Sequence[Example]
-    space: Space
-    directions: np.ndarray
-    p: np.ndarray
+    spaces: tuple[Space, ...]
+    places: tuple[tuple[np.ndarray, np.ndarray], ...]
+    """Of each space, what its ``place`` gives."""
+
     kernel: torch.Tensor
     """(n_examples, n_examples), float32."""
 
     @classmethod
     def of(cls, examples: Sequence[Example], features: np.ndarray) -> "Problem":
-        space = Space.of(features[[e.source in ("public", "own") for e in examples]])
-        directions, p = space.place(features)
-        return cls(examples, space, directions, p, torch.from_numpy((directions @ directions.T + _gaussian(p, p)) / 2))
+        answers = features[[e.source in ("public", "own") for e in examples]]
+        spaces = tuple(Space.of(part, answers) for part in PARTS)
+        places = tuple(space.place(features) for space in spaces)
+        kernel = sum(s.part.weight / 2 * (directions @ directions.T + _gaussian(p, p)) for s, (directions, p) in zip(spaces, places, strict=True))
+        return cls(examples, spaces, places, torch.from_numpy(np.asarray(kernel, dtype=np.float32)))
 
     def solve(self, without: Sequence[int] = ()) -> tuple[np.ndarray, np.ndarray]:
         """Shares of the examples, (n, 2), zero for those left out, and offsets, (2,); spoilt forms of left-out questions go with them."""
@@ -176,8 +208,11 @@ class Problem:
         """The judge, without some examples."""
         shares, offsets = self.solve(without)
         used = np.flatnonzero(shares.any(1))
-        linear = self.directions.T @ shares / 2
-        return Fitted(self.space, linear.astype(np.float32), self.p[used].astype(np.float16).astype(np.float32), shares[used] / 2, offsets)
+        parts = tuple(
+            PartFit(space, (space.part.weight / 2 * directions.T @ shares).astype(np.float32), p[used].astype(np.float16).astype(np.float32))
+            for space, (directions, p) in zip(self.spaces, self.places, strict=True)
+        )
+        return Fitted(parts, shares[used], offsets)
 
     def cross_validate(self, kind: str) -> np.ndarray:
         """(n, 2) ranks of each example by the fit that left its fold of this kind out; NaN for examples in no such fold."""
@@ -198,23 +233,30 @@ def targets(examples: Sequence[Example]) -> tuple[np.ndarray, np.ndarray]:
 
 def as_tensors(fitted: Fitted) -> dict[str, Any]:
     """What is kept in safetensors."""
-    space = fitted.space
-    found = {
-        "mean": space.mean, "scale": space.scale, "components": space.components, "linear": fitted.linear,
-        "shares": fitted.shares, "offsets": fitted.offsets,
-    }  # fmt: skip
-    return {name: np.ascontiguousarray(value, dtype=np.float32) for name, value in found.items()} | {"examples": fitted.examples.astype(np.float16)}
+    found = {"shares": fitted.shares.astype(np.float32), "offsets": fitted.offsets.astype(np.float32)}
+    for one in fitted.parts:
+        name = one.space.part.name
+        found |= {f"{name}.{key}": getattr(one.space, key).astype(np.float32) for key in ("mean", "scale", "components")}
+        found |= {f"{name}.linear": one.linear, f"{name}.examples": one.examples.astype(np.float16)}
+    return {name: np.ascontiguousarray(value) for name, value in found.items()}
 
 
 def from_tensors(tensors: dict[str, np.ndarray]) -> Fitted:
     """Raises: ValueError, KeyError, where the tensors are not the judge's."""
-    n = len(tensors["examples"])
-    n_components = min(N_COMPONENTS, N_OF_LAYER)
-    shapes = {
-        "mean": (N_FEATURES,), "scale": (N_FEATURES,), "components": (N_OF_LAYER, n_components), "linear": (N_FEATURES, 2),
-        "shares": (n, 2), "offsets": (2,), "examples": (n, n_components),
-    }  # fmt: skip
+    n = len(tensors["shares"])
+    shapes: dict[str, tuple[int, ...]] = {"shares": (n, 2), "offsets": (2,)}
+    for part in PARTS:
+        n_features = part.stop - part.start
+        shapes |= {f"{part.name}.{key}": (n_features,) for key in ("mean", "scale")}
+        shapes |= {f"{part.name}.components": (part.n_last, N_COMPONENTS), f"{part.name}.linear": (n_features, 2), f"{part.name}.examples": (n, N_COMPONENTS)}
     if any(tensors[name].shape != shape for name, shape in shapes.items()):
         raise ValueError("other shapes than the judge's")
-    space = Space(tensors["mean"], tensors["scale"], tensors["components"])
-    return Fitted(space, tensors["linear"], tensors["examples"].astype(np.float32), tensors["shares"], tensors["offsets"].astype(np.float64))
+    parts = tuple(
+        PartFit(
+            Space(part, *(tensors[f"{part.name}.{key}"] for key in ("mean", "scale", "components"))),
+            tensors[f"{part.name}.linear"],
+            tensors[f"{part.name}.examples"].astype(np.float32),
+        )
+        for part in PARTS
+    )
+    return Fitted(parts, tensors["shares"], tensors["offsets"].astype(np.float64))
