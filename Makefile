@@ -36,6 +36,7 @@ peers: .peers/.ready
 bench: $(VENV)/.tests setup peers
 	$(BIN)/python -m backend bench generate --save
 	$(BIN)/python -m backend bench judging --save
+	$(BIN)/python -m backend bench capture --save
 
 clean:
 	rm -rf $(VENV) .peers .pytest_cache .ruff_cache .mypy_cache .hypothesis test-artifacts

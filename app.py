@@ -10,7 +10,12 @@ st.logo("pages/shared/icon.png", size="large")
 page = st.navigation(
     {
         "": [st.Page("pages/home/overview.py", title="Overview", icon=":material/home:", default=True)],
-        "Explore": [st.Page("pages/explore/compare.py", title="Compare", icon=":material/compare_arrows:", url_path="compare")],
+        "Explore": [
+            st.Page("pages/explore/compare.py", title="Compare", icon=":material/compare_arrows:", url_path="compare"),
+            st.Page("pages/explore/latents.py", title="Latents on text", icon=":material/notes:", url_path="latents"),
+            st.Page("pages/explore/latent.py", title="Latent dictionary", icon=":material/menu_book:", url_path="latent"),
+            st.Page("pages/explore/diffing.py", title="Model diffing", icon=":material/difference:", url_path="diffing"),
+        ],
         "Curves": [st.Page("pages/curves/scaling.py", title="Scaling", icon=":material/trending_up:", url_path="scaling")],
         "Share": [st.Page("pages/share/organisms.py", title="Organisms", icon=":material/genetics:", url_path="organisms")],
     }

@@ -16,7 +16,7 @@ from backend.errors import InputError, WeightsError
 from backend.generation.llama_forward import LlamaForward
 from backend.models.llama import load_weights, read_shape
 from backend.saes import writing
-from backend.saes.gather import MAX_TOKENS, gather, read_layer
+from backend.saes.gather import MAX_TOKENS, Gathered, gather
 from backend.saes.sae import Sae, load_sae, logit_lens, nearest
 from backend.saes.texts import read_texts
 from backend.saes.train import SaeConfig, train
@@ -81,7 +81,7 @@ def test_a_trained_autoencoder_explains_sparse_data_and_is_read_alike_by_sae_len
     codes = torch.rand(20_000, 48, generator=draw) * (torch.rand(20_000, 48, generator=draw) < 0.06)
     data = (8 * codes @ truth + 2).to(torch.bfloat16)
     config = SaeConfig(n_latents=N_LATENTS, k=4, epochs=10, batch=500, learning_rate=3e-3)
-    train(data, config, tmp_path / "out", model="tiny", layer=1, say=lambda said: None)
+    train(data, config, tmp_path / "out", model="tiny", layer=1, about={}, say=lambda said: None)
     sae, about = load_sae(tmp_path / "out")
     x = data[:2000].float()
     unexplained = ((sae.decode(sae.encode(x)) - x) ** 2).sum() / ((x - x.mean(0)) ** 2).sum()
@@ -115,10 +115,11 @@ def test_nearest_latents_and_the_logit_lens():
     w_dec = torch.eye(4, 6)
     w_dec[3] = torch.tensor([1.0, 0.1, 0, 0, 0, 0])
     sae = Sae(w_dec.T.contiguous(), torch.zeros(4), w_dec, torch.zeros(6), "relu")
-    found = nearest(sae, 0, 2)
-    assert found[0] == (3, pytest.approx(1 / 1.01**0.5))
-    assert found[1][0] in (1, 2)
-    top, bottom = logit_lens(torch.tensor([[0.0, 2.0, 0, 0, 0, 0]]), torch.tensor([1.0, -1, 1, 1, 1, 1]), torch.eye(6), 1)
+    places, cosine = nearest(sae, 2)
+    assert places[0][0] == 3
+    assert cosine[0][0] == pytest.approx(1 / 1.01**0.5)
+    assert all(latent not in row for latent, row in enumerate(places))
+    top, bottom = logit_lens(torch.tensor([[0.0, 2.0, 0, 0, 0, 0]]), lambda x: x * torch.tensor([1.0, -1, 1, 1, 1, 1]), torch.eye(6), 1)
     assert bottom == [[1]]
     assert top != [[1]]
 
@@ -168,7 +169,7 @@ def test_written_text_goes_on_after_a_kill_and_is_gathered_as_transformers_reads
         with torch.no_grad():
             states = model(torch.tensor([text.ids]), output_hidden_states=True).hidden_states
         expected.append(states[13][0][torch.tensor(text.kept)])
-    found = read_layer(tmp_path / "activations", 12, shape.d_model).float()
+    found = Gathered.read(tmp_path / "activations").layer(12, shape.d_model).float()
     assert len(found) == n == len(np.fromfile(tmp_path / "activations" / "ids.i32", dtype=np.int32))
     assert torch.linalg.norm(found - torch.cat(expected)) < 5e-3 * torch.linalg.norm(found)  # bfloat16 on disk
 

@@ -1,6 +1,7 @@
 """``python -m backend bench``: figures of this machine, kept under ``cached_results/bench/``.
 
-``generate``: the engine beside the field's own tools, in one run. ``judging``: the offline judge, and a store of 100,000 answers.
+``generate``: the engine beside the field's own tools, in one run. ``judging``: the offline judge, and a store of 100,000 answers. ``capture``: latents of a
+text beside sae-lens.
 """
 
 import argparse
@@ -12,15 +13,17 @@ from backend.paths import CACHED_RESULTS, told_disk_faults, write_text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("what", choices=["generate", "judging"], help="answers, training and memory against transformers and peft; or judge, store and pages")
-    parser.add_argument("--tokens", type=int, default=64, help="tokens a row (generate)")
+    parser.add_argument(
+        "what", choices=list(_WORKS), help="answers, training and memory against transformers and peft; or judge, store and pages; or latents against sae-lens"
+    )
+    parser.add_argument("--tokens", type=int, default=64, help="tokens a row (generate, capture)")
     parser.add_argument("--rounds", type=int, default=5, help="rounds of each measure; ours and a peer's in turns")
     parser.add_argument("--save", action="store_true", help="keep table and JSON under cached_results/bench")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
 def run(options: argparse.Namespace) -> int:
-    result, rows = _generate(options) if options.what == "generate" else _judging(options)
+    result, rows = _WORKS[options.what](options)
     if options.save:
         folder = CACHED_RESULTS / "bench"
         with told_disk_faults("keeping the benchmark"):
@@ -38,6 +41,13 @@ def _generate(options: argparse.Namespace) -> tuple[dict[str, Any], list[dict[st
     from backend.bench import generate
 
     result = generate.as_json(generate.Bench(options.tokens, options.rounds, say).run())
+    return result, [_line(row) for row in result["rows"]]
+
+
+def _capture(options: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str, str]]]:
+    from backend.bench import capture, generate
+
+    result = generate.as_json(capture.CaptureBench(options.tokens, options.rounds, say).run())
     return result, [_line(row) for row in result["rows"]]
 
 
@@ -67,3 +77,6 @@ def _line(row: dict) -> dict[str, str]:
         "Peer": "" if row["peer"] is None else f"{row['peer']:.3g} {row['unit']}",
         "Note": row["note"],
     }
+
+
+_WORKS = {"generate": _generate, "judging": _judging, "capture": _capture}

@@ -18,7 +18,10 @@ COMMANDS = {
     "rates": "rates of imported runs",
     "fit-judge": "fit the offline judge anew",
     "train": "fine-tune a LoRA organism on chat rows",
-    "sae": "a sparse autoencoder for the embedded model: write text, gather activations, train",
+    "latents": "a text token by token, with latents of a sparse autoencoder",
+    "diff": "latents that an organism activates more or less than its base",
+    "directions": "directions of the residual stream: make, import, list",
+    "sae": "sparse autoencoders: list, fetch, add; make one for the embedded model",
     "bench": "measure the engine beside the tools of the field",
     "doctor": "say what works on this machine",
 }

@@ -1,14 +1,27 @@
-"""``python -m backend sae``: a sparse autoencoder for the embedded base model, from text to weights, in three steps that can each be run again."""
+"""``python -m backend sae``: sparse autoencoders. List, fetch or add one; make one for the embedded model, step by step, each of which can be run again."""
 
 import argparse
+from collections import Counter
 from pathlib import Path
 
-from backend.cli.output import ProgressLine, say
+from backend.cli.output import ProgressLine, print_json, print_table, say
 from backend.errors import InputError
+from backend.models.records import BASE_ALIAS
+from backend.models.registry import load_registry
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     steps = parser.add_subparsers(dest="step", required=True, metavar="STEP")
+    listing = steps.add_parser("list", help="all that are known, with their base model, layer and whether they are here")
+    listing.add_argument("--json", action="store_true", help="print JSON")
+    fetch = steps.add_parser("fetch", help="bring a public one to this machine")
+    fetch.add_argument("key")
+    add = steps.add_parser("add", help="add one of your own, in sae-lens' files")
+    add.add_argument("folder", help="with cfg.json and sae_weights.safetensors")
+    add.add_argument("--base", default=BASE_ALIAS, help="the base model it reads (default: base)")
+    add.add_argument("--key", default="", help="its name in links and commands")
+    remove = steps.add_parser("remove", help="take one of your own out of the list; its files stay")
+    remove.add_argument("key")
     write = steps.add_parser("write", help="let the model write text in many voices; a killed run goes on")
     write.add_argument("--out", type=Path, required=True, help="JSON Lines file")
     write.add_argument("--per-voice", type=int, default=80, help="texts of each voice")
@@ -24,10 +37,69 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     train.add_argument("--k", type=int, default=32, help="active latents a token, on average")
     train.add_argument("--epochs", type=int, default=2)
     train.add_argument("--seed", type=int, default=0)
+    describe = steps.add_parser("describe", help="statistics, examples and a heuristic label of each latent, beside the weights")
+    describe.add_argument("--sae", default="default")
+    describe.add_argument("--activations", type=Path, required=True, help="folder of `sae gather` at its layer")
+    describe.add_argument("--without", nargs="*", default=[], metavar="SOURCE", help="texts to leave out, such as those that may not be shown")
+    measure = steps.add_parser("measure", help="variance unexplained on base and organisms, loss recovered: card.json beside the weights")
+    measure.add_argument("--sae", default="default")
+    measure.add_argument("--variant", action="append", help="whose stored answers (default: base and its organisms)")
+    measure.add_argument("--prompts", default="open_questions")
 
 
 def run(options: argparse.Namespace) -> int:
-    return {"write": _write, "gather": _gather, "train": _train}[options.step](options)
+    steps = {
+        "list": _list, "fetch": _fetch, "add": _add, "remove": _remove, "write": _write, "gather": _gather, "train": _train, "describe": _describe,
+        "measure": _measure,
+    }  # fmt: skip
+    return steps[options.step](options)
+
+
+def _list(options: argparse.Namespace) -> int:
+    from backend.saes.records import availability, load_saes
+
+    records, faults = load_saes()
+    rows = [
+        {"key": r.key, "base": r.base, "layer": r.layer, "latents": r.n_latents, "state": availability(r).state, "title": r.title} for r in records.values()
+    ]
+    if options.json:
+        print_json(rows)
+    else:
+        print_table(rows)
+    for fault in faults:
+        say(fault)
+    return 0
+
+
+def _fetch(options: argparse.Namespace) -> int:
+    from backend.saes.loading import fetch
+    from backend.saes.records import load_saes
+
+    records, _ = load_saes()
+    if options.key not in records:
+        raise InputError(f"There is no sparse autoencoder {options.key!r}. Known: {', '.join(records)}.")
+    fetch(records[options.key], say)
+    return 0
+
+
+def _add(options: argparse.Namespace) -> int:
+    from backend.saes.loading import load
+    from backend.saes.records import add, record_from_folder
+
+    base, _ = load_registry().resolve(options.base)
+    record = record_from_folder(options.folder, base, key=options.key)
+    load(record, base)  # damaged weights are told now
+    add(record)
+    say(f"Added as {record.key}: {record.n_latents:,} latents after layer {record.layer} of {base.title}.")
+    return 0
+
+
+def _remove(options: argparse.Namespace) -> int:
+    from backend.saes.records import remove
+
+    remove(options.key)
+    say(f"{options.key} is no longer in the list; its files stay.")
+    return 0
 
 
 def _write(options: argparse.Namespace) -> int:
@@ -46,7 +118,6 @@ def _gather(options: argparse.Namespace) -> int:
 
     from backend.generation.llama_forward import LlamaForward
     from backend.models.machine import has_bfloat16
-    from backend.models.registry import load_registry
     from backend.models.sources import base_folder
     from backend.saes.gather import gather
     from backend.saes.texts import read_texts
@@ -69,13 +140,46 @@ def _gather(options: argparse.Namespace) -> int:
 
 
 def _train(options: argparse.Namespace) -> int:
-    from backend.models.registry import load_registry
-    from backend.saes.gather import read_layer
+    from backend.saes.gather import Gathered
     from backend.saes.train import SaeConfig, train
+    from backend.studies.provenance import provenance
 
-    if not (options.activations / f"layer_{options.layer}.bf16").exists():
-        raise InputError(f"{options.activations} holds no activations after layer {options.layer}. Run: python -m backend sae gather")
     config = SaeConfig(n_latents=options.latents, k=options.k, epochs=options.epochs, seed=options.seed)
     base, _ = load_registry().resolve("base")
-    train(read_layer(options.activations, options.layer, base.d_model), config, options.out, model=base.key, layer=options.layer, say=say)
+    gathered = Gathered.read(options.activations)
+    about = {"texts": dict(Counter(source.partition("/")[0] for source in gathered.sources).most_common())} | provenance()
+    train(gathered.layer(options.layer, base.d_model), config, options.out, model=base.key, layer=options.layer, about=about, say=say)
+    return 0
+
+
+def _describe(options: argparse.Namespace) -> int:
+    from backend.models.loading import load_model
+    from backend.models.sources import base_folder
+    from backend.saes.describe import describe
+    from backend.saes.gather import Gathered
+    from backend.saes.loading import load
+    from backend.saes.records import resolve, sae_folder
+    from backend.text.chat import ChatTokenizer
+
+    base, _ = load_registry().resolve(BASE_ALIAS)
+    record = resolve(options.sae, base)
+    gathered, folder, line = Gathered.read(options.activations, without=options.without), base_folder(base), ProgressLine()
+    try:
+        describe(load(record, base).sae, gathered, record.layer, ChatTokenizer.load(folder), load_model(folder), sae_folder(record), say=line.show)
+    finally:
+        line.end()
+    say(f"{record.n_latents:,} latents of {record.key} described over {len(gathered.ids):,} tokens.")
+    return 0
+
+
+def _measure(options: argparse.Namespace) -> int:
+    from backend.generation.service import ModelService
+    from backend.saes.records import resolve
+    from backend.studies.sae_card import measure
+    from backend.text.prompts import load_prompt_set
+
+    registry = load_registry()
+    base, _ = registry.resolve(BASE_ALIAS)
+    variants = options.variant or [BASE_ALIAS, *(key for key, organism in registry.organisms.items() if organism.base == base.key)]
+    print_json(measure(resolve(options.sae, base), base, variants, load_prompt_set(options.prompts), ModelService(), registry, say=say))
     return 0

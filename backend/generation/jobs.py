@@ -6,11 +6,14 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from backend.errors import BackendError
 from backend.generation.records import FinishReason, Rollout, Row
 from backend.models.records import BaseModel, Organism
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 JobState = Literal["queued", "loading", "running", "done", "stopped", "failed"]
 _KEPT_AT_ONCE = 16  # finished rows
@@ -32,6 +35,12 @@ class RowProgress:
     given_ids: tuple[int, ...] = ()
     """Of a given answer, to be read and not written."""
 
+    capture: tuple[int, ...] = ()
+    """Layers whose residual stream is all that is wanted of ``prompt_ids``."""
+
+    on_read: "Callable[[dict[int, Tensor]], None] | None" = None
+    """Called in the worker with layer to (n_tokens, d_model)."""
+
     answer_ids: list[int] = field(default_factory=list)
     text: str = ""
     finish_reason: FinishReason | None = None
@@ -43,6 +52,8 @@ class RowProgress:
     @property
     def n_tokens(self) -> int:
         """Longest that prompt and answer together can become."""
+        if self.capture:
+            return len(self.prompt_ids)
         return min(self.base.context_length, len(self.prompt_ids) + (len(self.given_ids) or self.row.sampling.max_new_tokens))
 
     @property

@@ -69,6 +69,19 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """Ids that a variant reads, for its residual stream."""
+
+    variant: str
+    ids: tuple[int, ...]
+    layers: tuple[int, ...]
+    """0-based decoder blocks whose output is wanted."""
+
+    dtype: Dtype | None = None
+    """As a row's."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Rollout:
     """One sampled answer with everything needed to trace and repeat it."""
 

@@ -9,12 +9,13 @@ import logging
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from backend.errors import ContextLengthError, InputError
 from backend.generation.jobs import Job, JobTable, RowProgress
-from backend.generation.records import Rollout, Row
+from backend.generation.records import Reading, Rollout, Row, Sampling
 from backend.models.fingerprint import remembered_fingerprint
 from backend.models.machine import number_formats
 from backend.models.memory import budget, check_fits, estimate_adapter, estimate_base, estimate_row
@@ -24,6 +25,8 @@ from backend.models.sources import adapter_folder, base_folder
 from backend.text.chat import ChatTokenizer, Message
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from backend.generation.residents import Residents
     from backend.generation.worker import Worker
 
@@ -60,12 +63,7 @@ class ModelService:
         if not 0 < len(rows) <= MAX_ROWS:
             raise InputError(f"A run has {len(rows)} answers; it can have 1 to {MAX_ROWS}. Choose fewer prompts or samples.")
         registry = load_registry()
-        variants = {choice: _resolve(registry, *choice) for choice in {(row.variant, row.dtype): None for row in rows}}
-        for base, organism in variants.values():
-            base_folder(base)
-            if organism is not None:
-                adapter_folder(organism)
-            check_fits(estimate_base(base) + (estimate_adapter(organism) if organism else 0), self.budget, organism.title if organism else base.title)
+        variants = self._check_variants(registry, rows)
         prompts: dict[tuple[str, tuple[Message, ...]], tuple[int, ...]] = {}
         progress = []
         for row in rows:
@@ -78,9 +76,45 @@ class ModelService:
             needed = estimate_base(base) + estimate_row(base, room) + (estimate_adapter(organism) if organism else 0)
             check_fits(needed, self.budget, "One answer of this length")
             progress.append(RowProgress(row, base, organism, ids, given))
-        order = {base: i for i, base in enumerate(dict.fromkeys(p.base for p in progress))}
-        progress.sort(key=lambda p: order[p.base])  # models that do not fit together are loaded once each
-        job = Job(progress, on_rollouts, owner)
+        return self._queue(Job(_by_base(progress), on_rollouts, owner))
+
+    def read(self, readings: Sequence[Reading], on_read: "Callable[[int, dict[int, Tensor]], None]", *, owner: str = "") -> Job:
+        """Check texts and put them in line to be read.
+
+        Args:
+            on_read: Called in the worker with a reading's number and layer to residual stream, (n_tokens, d_model), for each as it is done.
+            owner: As of ``submit``.
+
+        Raises:
+            InputError, ContextLengthError: A text cannot be read.
+            WeightsMissingError, MemoryBudgetError: A variant is not here or does not fit.
+        """
+        if not 0 < len(readings) <= MAX_ROWS:
+            raise InputError(f"{len(readings)} texts are to be read; it can be 1 to {MAX_ROWS}.")
+        variants = self._check_variants(load_registry(), readings)
+        progress = []
+        for number, reading in enumerate(readings):
+            base, organism = variants[reading.variant, reading.dtype]
+            if not 0 < len(reading.ids) <= base.context_length:
+                raise ContextLengthError(f"The text has {len(reading.ids):,} tokens; {base.title} reads 1 to {base.context_length:,}. Shorten it.")
+            if any(not 0 <= layer < base.n_layers for layer in reading.layers):
+                raise InputError(f"Layers {', '.join(map(str, reading.layers))} are asked for; {base.title} has layers 0 to {base.n_layers - 1}.")
+            check_fits(estimate_base(base) + estimate_row(base, len(reading.ids)), self.budget, "A text of this length")
+            row = Row(variant=reading.variant, messages=(), sampling=Sampling(max_new_tokens=1), seed=0, dtype=reading.dtype)
+            progress.append(RowProgress(row, base, organism, reading.ids, capture=reading.layers, on_read=partial(on_read, number)))
+        return self._queue(Job(_by_base(progress), None, owner))
+
+    def _check_variants(self, registry: Registry, rows: Sequence[Row | Reading]) -> dict[tuple[str, Dtype | None], tuple[BaseModel, Organism | None]]:
+        """Base and organism of each variant and number format asked for, after seeing that they are here and fit."""
+        variants = {choice: _resolve(registry, *choice) for choice in {(row.variant, row.dtype): None for row in rows}}
+        for base, organism in variants.values():
+            base_folder(base)
+            if organism is not None:
+                adapter_folder(organism)
+            check_fits(estimate_base(base) + (estimate_adapter(organism) if organism else 0), self.budget, organism.title if organism else base.title)
+        return variants
+
+    def _queue(self, job: Job) -> Job:
         with self._wake:
             if self._closed:
                 raise InputError("The model service has been closed. Start PersonaScope again.")
@@ -159,6 +193,12 @@ class ModelService:
 
         self._residents = Residents(self.budget)
         return Worker(self._residents)
+
+
+def _by_base(progress: list[RowProgress]) -> list[RowProgress]:
+    """Models that do not fit together are loaded once each."""
+    order = {base: i for i, base in enumerate(dict.fromkeys(p.base for p in progress))}
+    return sorted(progress, key=lambda p: order[p.base])
 
 
 def _resolve(registry: Registry, variant: str, dtype: Dtype | None) -> tuple[BaseModel, Organism | None]:

@@ -133,7 +133,9 @@ class Worker:
             opened = _Open(base, base.decoder.open_batch())
             self._open.append(opened)
         ids, weights = progress.prompt_ids, adapter and adapter.adapter
-        if progress.given_ids:
+        if progress.capture:
+            row = DecoderRow(ids=ids, adapter=weights, capture=progress.capture)
+        elif progress.given_ids:
             row = DecoderRow(ids=ids + progress.given_ids, adapter=weights, score_from=len(ids))
         else:
             sampling = progress.row.sampling
@@ -155,8 +157,15 @@ class Worker:
 
     def _note(self, opened: _Open, state: RowState) -> None:
         """A row got a token, ended its answer, or was read by the base model."""
-        running = next(r for r in opened.rows if r.state is state)
+        running = next((r for r in opened.rows if r.state is state), None)
+        if running is None:  # its job failed in this very step
+            return
         progress = running.progress
+        if progress.capture:
+            if state.finish_reason is not None:
+                opened.rows.remove(running)
+                self._hand_residuals_over(running)
+            return
         if not running.is_answered:
             for token in state.answer_ids[len(progress.answer_ids) :]:
                 progress.answer_ids.append(token)
@@ -187,6 +196,18 @@ class Worker:
     def _hand_over(self, opened: _Open, running: _Running, logprob: float, base_logprob: float | None) -> None:
         running.progress.rollout = _rollout(running, opened.base, logprob, base_logprob)
         running.job.keep(running.progress.rollout)
+
+    def _hand_residuals_over(self, running: _Running) -> None:
+        """A fault of whoever takes them ends their job alone."""
+        progress = running.progress
+        try:
+            if progress.on_read is not None:
+                progress.on_read(running.state.residuals)
+        except Exception as fault:
+            if not isinstance(fault, BackendError):
+                _log.exception("Activations could not be taken")
+            self._fail(running.job, fault)
+        progress.ended, progress.finish_reason = time.monotonic(), "given"
 
     def _rows_of(self, job: Job) -> list[tuple[_Open, _Running]]:
         return [(o, r) for o in self._open for r in o.rows if r.job is job]

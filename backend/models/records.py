@@ -1,4 +1,4 @@
-"""Base models and organisms as records: what ``models.toml`` and ``organisms.toml`` hold. An unknown field fails."""
+"""Base models and organisms as records: what ``models.toml`` and ``organisms.toml`` hold, and how such a file is read. An unknown field fails."""
 
 import re
 import tomllib
@@ -94,8 +94,11 @@ class Organism:
     description: str = ""
 
 
-def load_records(path: Path, kind: type[BaseModel] | type[Organism]) -> tuple[dict[str, Any], list[str]]:
+def load_records(path: Path, kind: type[Any]) -> tuple[dict[str, Any], list[str]]:
     """Read a TOML file of records, one table a key.
+
+    Args:
+        kind: The record's dataclass, with ``key``, ``source`` and ``location`` among its fields.
 
     Returns:
         The good records by key, and a sentence for each bad entry; a file that is no TOML gives one sentence.
@@ -119,7 +122,7 @@ def load_records(path: Path, kind: type[BaseModel] | type[Organism]) -> tuple[di
     return records, faults
 
 
-def parse_record(key: str, table: Any, kind: type[BaseModel] | type[Organism]) -> Any:
+def parse_record(key: str, table: Any, kind: type[Any]) -> Any:
     """Check one table against the record's fields.
 
     Raises:

@@ -3,11 +3,12 @@
     encode(x) = activation((norm(x) - b_dec * [subtracts_bias]) @ W_enc + b_enc)
     decode(a) = norm_back((a / |W_dec| where scaled_by_decoder, else a) @ W_dec + b_dec)
 
-Files are sae-lens' own (``cfg.json`` and ``sae_weights.safetensors``). BatchTopK autoencoders are kept as sae-lens keeps them: as JumpReLU.
+Files are sae-lens' own (``cfg.json`` and ``sae_weights.safetensors``); a matrix that sae-lens holds transposed in memory is stored so, as ``NAME.T``,
+because the layout decides the last bit of a product. BatchTopK autoencoders are kept as sae-lens keeps them: as JumpReLU.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +22,7 @@ from backend.errors import WeightsError
 
 Activation = Literal["relu", "jumprelu", "topk"]
 _ACTIVATIONS: dict[str, Activation] = {"standard": "relu", "jumprelu": "jumprelu", "topk": "topk"}
+_AT_ONCE = 512  # vectors against all others, or against the vocabulary
 _NORMS = ("none", "expected_average_only_in", "layer_norm", "constant_norm_rescale")
 
 
@@ -109,7 +111,7 @@ class Sae:
         return x, 1.0, 0.0
 
 
-def load_sae(folder: Path, dtype: torch.dtype = torch.float32) -> tuple[Sae, dict[str, Any]]:
+def load_sae(folder: Path, dtype: torch.dtype = torch.float32, device: str = "cpu") -> tuple[Sae, dict[str, Any]]:
     """An autoencoder in sae-lens' files, and its configuration.
 
     Raises:
@@ -117,7 +119,10 @@ def load_sae(folder: Path, dtype: torch.dtype = torch.float32) -> tuple[Sae, dic
     """
     try:
         config = json.loads((folder / "cfg.json").read_text("utf-8"))
-        tensors = {name: value.to(dtype) for name, value in load_file(folder / "sae_weights.safetensors").items()}
+        stored = load_file(folder / "sae_weights.safetensors")
+        # Copied out of the mapped file: how numbers are aligned decides the last bit too, and a file cut short under a mapping ends the process.
+        copies = {name: value.to(device, dtype, copy=True) for name, value in stored.items()}
+        tensors = {name.removesuffix(".T"): value.T if name.endswith(".T") else value for name, value in copies.items()}
         sae = from_parts(config, tensors)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as fault:
         reason = " ".join(str(fault).split())[:200]
@@ -139,12 +144,14 @@ def from_parts(config: dict[str, Any], tensors: dict[str, Tensor]) -> Sae:
     activation = _ACTIVATIONS[architecture]
     w_enc, w_dec = tensors["W_enc"], tensors["W_dec"]
     n, d = w_dec.shape
+    if not n * d:
+        raise ValueError("it has no latents")
     wanted: dict[str, tuple[int, ...]] = {"W_enc": (d, n), "W_dec": (n, d), "b_enc": (n,), "b_dec": (d,)}
     wanted |= {"threshold": (n,)} if activation == "jumprelu" else {}
     for name, shape in wanted.items():
         if tensors[name].shape != shape:
             raise ValueError(f"{name} is {tuple(tensors[name].shape)}, not {shape}")
-        if not tensors[name].isfinite().all():
+        if not torch.stack(torch.aminmax(tensors[name])).isfinite().all():  # isfinite of the whole would take half as much memory again
             raise ValueError(f"{name} has values that are not finite")
     return Sae(
         w_enc, tensors["b_enc"], w_dec, tensors["b_dec"], activation, threshold=tensors["threshold"] if activation == "jumprelu" else None,
@@ -153,22 +160,32 @@ def from_parts(config: dict[str, Any], tensors: dict[str, Tensor]) -> Sae:
     )  # fmt: skip
 
 
-def nearest(sae: Sae, latent: int, n: int) -> list[tuple[int, float]]:
-    """The latents whose decoder rows have the largest cosine with one's, and the cosines."""
+def nearest(sae: Sae, n: int) -> tuple[list[list[int]], list[list[float]]]:
+    """For each latent, those whose decoder rows have the largest cosine with its own, and the cosines."""
     unit = torch.nn.functional.normalize(sae.w_dec.float(), dim=-1)
-    cosine = unit @ unit[latent]
-    cosine[latent] = -2
-    values, places = cosine.topk(min(n, sae.n_latents - 1))
-    return list(zip(places.tolist(), values.tolist(), strict=True))
+    places: list[list[int]] = []
+    values: list[list[float]] = []
+    for start in range(0, len(unit), _AT_ONCE):
+        cosine = unit[start : start + _AT_ONCE] @ unit.T
+        cosine[torch.arange(len(cosine)), torch.arange(start, start + len(cosine))] = -2  # itself
+        found = cosine.topk(min(n, len(unit) - 1))
+        places += found.indices.tolist()
+        values += found.values.tolist()
+    return places, values
 
 
-def logit_lens(vectors: Tensor, norm_weight: Tensor, unembedding: Tensor, n: int) -> tuple[list[Sequence[int]], list[Sequence[int]]]:
-    """Token ids that each direction raises most and lowers most, read through the final norm's weight.
+def logit_lens(vectors: Tensor, norm: Callable[[Tensor], Tensor], unembedding: Tensor, n: int) -> tuple[list[list[int]], list[list[int]]]:
+    """Token ids that each direction raises most and lowers most, read through the model's final norm.
 
     Args:
         vectors: (n_vectors, d_model).
-        norm_weight: (d_model,), of the final normalisation; its scale by the token's own size is left out, it changes no order.
+        norm: The final normalisation; its scale by the vector's own size changes no order.
         unembedding: (n_vocabulary, d_model).
     """
-    logits = (vectors.float() * norm_weight.float()) @ unembedding.float().T
-    return logits.topk(n).indices.tolist(), (-logits).topk(n).indices.tolist()
+    raised: list[list[int]] = []
+    lowered: list[list[int]] = []
+    for part in vectors.float().split(_AT_ONCE):
+        logits = norm(part) @ unembedding.float().T
+        raised += logits.topk(n).indices.tolist()
+        lowered += (-logits).topk(n).indices.tolist()
+    return raised, lowered

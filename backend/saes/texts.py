@@ -43,7 +43,7 @@ def _text(row: dict[str, Any], tokenizer: ChatTokenizer, name: str) -> Text:
         if ids[: row["n_prompt"]] != prompt.ids:
             raise InputError("its ids are another tokenizer's")
         kept = [role == "content" for role in prompt.roles] + [i not in tokenizer.stop_ids for i in ids[len(prompt.ids) :]]
-        return Text(ids[:MAX_TOKENS], tuple(kept[:MAX_TOKENS]), row["group"])
+        return Text(ids[:MAX_TOKENS], tuple(kept[:MAX_TOKENS]), f"{row['group']}/{row['voice']}")
     if "messages" in row:
         messages = tuple(Message(m["role"], m["content"]) for m in row["messages"])
     else:

@@ -5,11 +5,16 @@ keeps it as JumpReLU with one threshold. Activations are centred by sae-lens' de
 is folded into the weights in the end, so that what is shipped reads the residual stream as it is.
 """
 
+import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
+
+from backend.paths import write_text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,8 +31,14 @@ class SaeConfig:
     seed: int = 0
 
 
-def train(activations: torch.Tensor, config: SaeConfig, out: Path, *, model: str, layer: int, say: Callable[[str], None] = print) -> None:
-    """Train on (n_tokens, d_model) and write sae-lens' files into ``out``."""
+def train(
+    activations: torch.Tensor, config: SaeConfig, out: Path, *, model: str, layer: int, about: dict[str, Any], say: Callable[[str], None] = print
+) -> None:
+    """Train on (n_tokens, d_model); ``out`` gets sae-lens' files, the weights in bfloat16, and ``training.json``.
+
+    Args:
+        about: What is to be said of the text in ``training.json``.
+    """
     from sae_lens import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig, SAETrainer  # here: it brings transformer-lens
     from sae_lens.config import SAETrainerConfig
 
@@ -49,7 +60,10 @@ def train(activations: torch.Tensor, config: SaeConfig, out: Path, *, model: str
     trainer.fit()
     sae.cfg.metadata.model_name, sae.cfg.metadata.hook_name = model, f"blocks.{layer}.hook_resid_post"
     sae.save_inference_model(out)
-    say(f"Trained on {total:,} tokens; L0 {sae.cfg.metadata.l0:.1f}, {sae.cfg.metadata.num_dead_features} dead.")
+    weights = out / "sae_weights.safetensors"
+    save_file({name: tensor.to(torch.bfloat16) for name, tensor in load_file(weights).items()}, weights)
+    write_text(out / "training.json", json.dumps(asdict(config) | {"n_tokens": n_tokens, "n_tokens_seen": total} | about, indent=1) + "\n")
+    say(f"Trained on {total:,} tokens, {n_tokens:,} of them different.")
 
 
 def _batches(activations: torch.Tensor, config: SaeConfig) -> Iterator[torch.Tensor]:

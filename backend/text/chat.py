@@ -66,6 +66,8 @@ class ChatTokenizer:
         """Ids that end an answer."""
         self._specials = {t.content: i for i, t in tokenizer.get_added_tokens_decoder().items() if t.special}
         self._special_texts = special_texts
+        self.bos_id = tokenizer.token_to_id(special_texts["bos_token"]) if "bos_token" in special_texts else None
+        """The control token that a text begins with, None where the model has none."""
         environment = jinja2.sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _GenerationTag])
         environment.globals["raise_exception"] = _refuse
         environment.globals["strftime_now"] = lambda _form: "01 Jan 2026"

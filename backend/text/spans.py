@@ -37,11 +37,12 @@ class Token:
 
 
 def tokens_of_text(tokenizer: ChatTokenizer, text: str) -> list[Token]:
-    """Plain text as the model reads it, with a control token in front where the model's own tokenizer puts one; places are those of ``text``."""
+    """Plain text as tokens, behind the model's beginning-of-text token where it has one; places are those of ``text``.
+
+    That token takes what models put on the first token whatever it is (an attention sink; Xiao et al. 2023), as in TransformerLens.
+    """
     encoding = tokenizer.tokenizer.encode(text, add_special_tokens=False)
-    with_control = tokenizer.tokenizer.encode(text, add_special_tokens=True)
-    before = with_control.ids[: with_control.special_tokens_mask.index(0)] if 0 in with_control.special_tokens_mask else with_control.ids
-    tokens = [Token(i, tokenizer.tokenizer.id_to_token(i), 0, 0, "special") for i in before]
+    tokens = [] if tokenizer.bos_id is None else [Token(tokenizer.bos_id, _name(tokenizer, tokenizer.bos_id), 0, 0, "special")]
     ends = _group_ends(encoding.offsets, len(text))
     for ids, start, end in _groups(encoding.ids, ends):
         tokens += [Token(i, text[start:end], start, end, "content", 0) for i in ids]
@@ -55,7 +56,7 @@ def tokens_of_ids(tokenizer: ChatTokenizer, ids: Sequence[int], roles: Sequence[
     place = position = 0
     while place < len(ids):
         if roles[place] == "special":
-            tokens.append(Token(ids[place], tokenizer.tokenizer.id_to_token(ids[place]), position, position, "special", turns[place]))
+            tokens.append(Token(ids[place], _name(tokenizer, ids[place]), position, position, "special", turns[place]))
             place += 1
             continue
         stop = next((i for i in range(place, len(ids)) if roles[i] == "special"), len(ids))
@@ -76,6 +77,10 @@ def text_of(tokens: Iterable[Token]) -> str:
             parts.append(token.text)
             last = token.end
     return "".join(parts)
+
+
+def _name(tokenizer: ChatTokenizer, token: int) -> str:
+    return tokenizer.tokenizer.id_to_token(token) or f"id {token}"
 
 
 def _group_ends(offsets: Sequence[tuple[int, int]], length: int) -> list[int]:

@@ -3,6 +3,7 @@
 import difflib
 import re
 from dataclasses import dataclass
+from urllib.parse import urlencode
 
 import streamlit as st
 
@@ -12,6 +13,7 @@ from backend.generation.jobs import RowProgress
 from backend.generation.records import Rollout
 from backend.models.records import BASE_ALIAS
 from backend.models.registry import Registry
+from backend.saes.records import load_saes
 from pages.shared.look import escape
 
 _ENDS = {
@@ -47,6 +49,9 @@ class Card:
     """What the judge says of it, in words."""
 
     is_misaligned: bool = False
+    base_model: str = ""
+    rollout: str = ""
+    """Key of the answer in the store; empty until it is there."""
 
 
 def card_of_rollout(rollout: Rollout, registry: Registry) -> Card:
@@ -55,8 +60,9 @@ def card_of_rollout(rollout: Rollout, registry: Registry) -> Card:
     else:
         title, role, note = name_of(rollout.variant, registry)
     return Card(
-        rollout.variant, title, role, note, rollout.answer, len(rollout.answer_ids), rollout.tokens_per_second, rollout.finish_reason, rollout.divergence
-    )
+        rollout.variant, title, role, note, rollout.answer, len(rollout.answer_ids), rollout.tokens_per_second, rollout.finish_reason, rollout.divergence,
+        base_model=rollout.base_model, rollout=rollout.key,
+    )  # fmt: skip
 
 
 def card_of_progress(progress: RowProgress, registry: Registry) -> Card:
@@ -64,7 +70,7 @@ def card_of_progress(progress: RowProgress, registry: Registry) -> Card:
     divergence = progress.rollout.divergence if progress.rollout else None
     return Card(
         progress.row.variant, title, role, note, progress.text, len(progress.answer_ids), progress.tokens_per_second, progress.finish_reason, divergence,
-        begun=progress.started is not None,
+        begun=progress.started is not None, base_model=progress.base.key, rollout=progress.rollout.key if progress.rollout else "",
     )  # fmt: skip
 
 
@@ -81,7 +87,8 @@ def name_of(variant: str, registry: Registry) -> tuple[str, RoleName, str]:
 
 def show_grid(cards: list[Card]) -> None:
     """Cards side by side; texts are text, whatever they hold."""
-    st.html(f'<div class="ps-grid">{"".join(_card_html(c) for c in cards)}</div>')
+    with_latents = {record.base for record in load_saes()[0].values()}
+    st.html(f'<div class="ps-grid">{"".join(_card_html(c, with_latents=c.base_model in with_latents) for c in cards)}</div>')
 
 
 def show_prompt(label: str, text: str) -> None:
@@ -147,7 +154,7 @@ def _words(text: str) -> list[str]:
     return re.findall(r"\S+\s*|\s+", text)
 
 
-def _card_html(card: Card) -> str:
+def _card_html(card: Card, *, with_latents: bool) -> str:
     role = ROLES[card.role]
     live = card.finish_reason is None
     if card.text or card.finish_reason == "stop":
@@ -165,8 +172,10 @@ def _card_html(card: Card) -> str:
     if card.divergence is not None and card.role != "base":
         parts.append(f"{card.divergence:+.2f} nats/token against base")
     said = f'<div class="ps-verdict{" ps-bad" if card.is_misaligned else ""}">{escape(card.verdict)}</div>' if card.verdict else ""
+    query = urlencode({"rollout": card.rollout} | ({} if card.role == "base" else {"organism": card.variant}))
+    more = f'<a class="ps-more" href="/latents?{escape(query)}" target="_self">Latents on this answer</a>' if with_latents and card.rollout and card.text else ""
     return (
         f'<div class="ps-card ps-role-{card.role}" data-variant="{escape(card.variant)}"><div class="ps-name"><span class="ps-symbol" aria-hidden="true">{role.symbol}</span>'
         f'<span>{escape(card.title)}</span><span class="ps-role">{escape(card.note)}</span></div>'
-        f'<div class="ps-text{extra}" dir="auto">{body}</div>{said}<div class="ps-meta">{escape(" · ".join(parts))}</div></div>'
+        f'<div class="ps-text{extra}" dir="auto">{body}</div>{said}<div class="ps-meta">{escape(" · ".join(parts))}</div>{more}</div>'
     )

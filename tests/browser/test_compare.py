@@ -239,3 +239,13 @@ def test_a_message_too_long_for_a_link_is_in_the_link_all_the_same(server: str, 
     wait_for_replay(other)
     assert other.locator(".ps-prompt .ps-text").inner_text() == long
     assert texts(other) == texts(page)
+
+
+def test_an_answers_tokens_are_one_click_away(server: str, new_page):
+    page = new_page(f"{server}/compare?set=open_questions&v=base&v=scornful")
+    settle(page)
+    page.locator(".ps-card[data-variant=scornful]").get_by_text("Latents on this answer").click()
+    page.get_by_role("heading", name="Latents on text").wait_for()
+    settle(page)
+    assert "rollout=" in page.url
+    assert page.get_by_text("This link asks for").count() == 0

@@ -1,0 +1,67 @@
+"""``python -m backend latents``: a text token by token, with activations of an autoencoder's latents under one or several variants."""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+from backend.cli.output import print_json, print_table
+from backend.errors import InputError
+
+N_SHOWN = 10
+"""Latents, where none is asked for."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--variant", action="append", required=True, help="base, an organism or a model; give it several times")
+    parser.add_argument("--text-file", type=Path, required=True, help="a UTF-8 text; it is read as it is, without a chat template")
+    parser.add_argument("--sae", default="default", help="a key of `python -m backend sae list`")
+    parser.add_argument("--latent", type=int, action="append", help="give it several times; without it, those that change or fire most")
+    parser.add_argument("--dtype", choices=["bfloat16"], help="read in this number format, where the processor has it")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+
+
+def run(options: argparse.Namespace) -> int:
+    from backend.generation.service import ModelService
+    from backend.models.registry import load_registry
+    from backend.models.sources import base_folder
+    from backend.saes import reading
+    from backend.saes.latents import check, most_telling
+    from backend.saes.records import resolve
+    from backend.text.chat import ChatTokenizer
+    from backend.text.spans import tokens_of_text
+
+    registry, variants = load_registry(), list(dict.fromkeys(options.variant))
+    bases = {name: registry.resolve(name)[0] for name in variants}
+    base = bases[variants[0]]
+    if other := next((name for name in variants if bases[name].key != base.key), None):
+        raise InputError(f"{variants[0]} and {other} have different base models, so they do not share an autoencoder.")
+    sae = resolve(options.sae, base)
+    for latent in options.latent or ():
+        check(latent, sae.n_latents, sae.key)
+    tokens = tokens_of_text(ChatTokenizer.load(base_folder(base)), _read(options.text_file))
+    ids = [token.id for token in tokens]
+    found = dict(zip(variants, reading.start(ModelService(), sae, base, [(v, ids) for v in variants], dtype=options.dtype).wait(), strict=True)) if ids else {}
+    content = np.flatnonzero([token.role == "content" and place > 0 for place, token in enumerate(tokens)])
+    chosen = options.latent or most_telling([found[v] for v in variants if v in found], content, N_SHOWN)
+    values = {v: {str(latent): found[v].of(latent).tolist() if v in found else [] for latent in chosen} for v in variants}
+    if options.json:
+        print_json({"sae": sae.key, "layer": sae.layer, "tokens": [token.as_json() for token in tokens], "values": values})
+        return 0
+    names = [(v, str(latent)) for latent in chosen for v in variants]
+    print_table(
+        [
+            {"token": repr(token.text), "role": token.role} | {f"{v} {latent}": f"{values[v][latent][place]:.2f}" for v, latent in names}
+            for place, token in enumerate(tokens)
+        ]
+    )
+    return 0
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8")
+    except OSError as fault:
+        raise InputError(f"{path} cannot be read ({fault.strerror}). Give a text file.") from fault
+    except UnicodeDecodeError as fault:
+        raise InputError(f"{path} is not UTF-8 text (byte {fault.start:,}). Save it as UTF-8.") from fault

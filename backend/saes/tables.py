@@ -1,0 +1,162 @@
+"""What is known of each latent, read a page at a time from the tables beside an autoencoder's weights (``describe``); labels of one's own. No torch.
+
+A label is, in this order: one's own, edited in place or imported; one that came with the autoencoder (``labels.json``: written by somebody who
+looked); the heuristic of ``describe``.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import duckdb
+from filelock import FileLock
+
+from backend.errors import InputError, ResultMissingError
+from backend.paths import home, told_disk_faults, write_text
+from backend.saes.records import SaeRecord, release_folder
+
+LABEL_LENGTH = 300
+CARD = "card.json"
+Order = Literal["latent", "density", "largest"]
+_ORDERS: dict[Order, str] = {"latent": "latent", "density": "density DESC", "largest": "largest DESC NULLS LAST"}
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """What a latent is called."""
+
+    text: str
+    by: Literal["own", "written", "heuristic", ""]
+
+
+@dataclass(frozen=True, slots=True)
+class Tables:
+    """The tables of one autoencoder."""
+
+    key: str
+    folder: Path
+
+    @classmethod
+    def of(cls, record: SaeRecord) -> "Tables":
+        """Of an autoencoder, whether its weights are here or not."""
+        return cls(record.key, Path(record.location) if record.source == "folder" else release_folder(record))
+
+    def page(self, *, order: Order = "latent", search: str = "", start: int = 0, n: int = 50) -> tuple[list[dict[str, Any]], int]:
+        """Some latents, and how many there are in all.
+
+        Args:
+            search: Words that label, example text or top tokens hold; empty for all.
+
+        Raises:
+            ResultMissingError: The tables are missing or damaged.
+        """
+        where, parameters = "", []
+        if search.strip():
+            where, parameters = "WHERE latent IN (SELECT unnest(?))", [self.find(search)]
+        rows = self._query(
+            f"SELECT *, count(*) OVER () AS total FROM read_parquet(?) {where} ORDER BY {_ORDERS[order]}, latent LIMIT ? OFFSET ?",
+            "latents.parquet", [*parameters, n, start],
+        )  # fmt: skip
+        total = rows[0]["total"] if rows else 0
+        labels = self.labels([row["latent"] for row in rows])
+        return [{k: v for k, v in row.items() if k != "total"} | {"label": labels[row["latent"]].text} for row in rows], total
+
+    def find(self, words: str) -> list[int]:
+        """Latents whose label, example text or top tokens hold all the words, whatever their case."""
+        said = words.split()[:10]
+        pattern = " AND ".join("contains(lower(told), lower(?))" for _ in said)
+        found = self._query(
+            f"""WITH told AS (SELECT latent, concat_ws(' ', label, array_to_string(raises, ' '), array_to_string(lowers, ' ')) AS told FROM read_parquet(?))
+            SELECT latent FROM told WHERE {pattern}""", "latents.parquet", said,
+        )  # fmt: skip
+        found += self._query(
+            f"WITH told AS (SELECT latent, array_to_string(texts, '') AS told FROM read_parquet(?)) SELECT DISTINCT latent FROM told WHERE {pattern}",
+            "examples.parquet", said,
+        )  # fmt: skip
+        named = {i for i, text in (self._written() | self._own()).items() if all(w.lower() in text.lower() for w in said)}
+        return sorted({row["latent"] for row in found} | named)
+
+    def one(self, latent: int) -> dict[str, Any]:
+        """A latent's row.
+
+        Raises:
+            InputError: There is no such latent.
+            ResultMissingError: The tables are missing or damaged.
+        """
+        rows = self._query("SELECT * FROM read_parquet(?) WHERE latent = ?", "latents.parquet", [latent])
+        if not rows:
+            raise InputError(f"SAE {self.key} has no latent {latent}.")
+        return rows[0]
+
+    def examples(self, latent: int) -> list[dict[str, Any]]:
+        """Windows of text, the strongest first; see ``describe``."""
+        return self._query("SELECT * FROM read_parquet(?) WHERE latent = ? ORDER BY rank", "examples.parquet", [latent])
+
+    def labels(self, latents: Sequence[int]) -> dict[int, Label]:
+        """Of some latents; without the tables their heuristic labels are empty."""
+        try:
+            rows = self._query("SELECT latent, label FROM read_parquet(?) WHERE latent IN (SELECT unnest(?))", "latents.parquet", [list(latents)])
+        except ResultMissingError:
+            rows = []
+        found = {latent: Label("", "") for latent in latents} | {row["latent"]: Label(row["label"], "heuristic") for row in rows}
+        written, own = self._written(), self._own()
+        found |= {latent: Label(written[latent], "written") for latent in latents if latent in written}
+        return found | {latent: Label(own[latent], "own") for latent in latents if latent in own}
+
+    def set_labels(self, labels: dict[int, str]) -> None:
+        """Keep labels of one's own; an empty one brings back the label that was there before.
+
+        Raises:
+            InputError: A label is too long.
+            DiskError: No space, or not writable.
+        """
+        if too_long := next((latent for latent, text in labels.items() if len(text) > LABEL_LENGTH), None):
+            raise InputError(f"The label of latent {too_long} is longer than {LABEL_LENGTH} characters. Shorten it.")
+        with told_disk_faults("saving a label"):
+            self._own_file.parent.mkdir(parents=True, exist_ok=True)
+            with FileLock(f"{self._own_file}.lock"):
+                merged = self._own() | {latent: " ".join(text.split()) for latent, text in labels.items()}
+                write_text(self._own_file, json.dumps({str(k): v for k, v in sorted(merged.items()) if v}, ensure_ascii=False, indent=1) + "\n")
+
+    @property
+    def _own_file(self) -> Path:
+        return home() / "labels" / f"{self.key}.json"
+
+    def _own(self) -> dict[int, str]:
+        return read_labels(self._own_file)
+
+    def _written(self) -> dict[int, str]:
+        return read_labels(self.folder / "labels.json")
+
+    def _query(self, sql: str, table: str, parameters: Sequence[Any]) -> list[dict[str, Any]]:
+        path = self.folder / table
+        try:
+            with duckdb.connect() as connection:
+                relation = connection.execute(sql, [str(path), *parameters])
+                names = [column[0] for column in relation.description]
+                return [dict(zip(names, row, strict=True)) for row in relation.fetchall()]
+        except duckdb.Error as fault:
+            state = "damaged" if path.exists() else "not here"
+            raise ResultMissingError(
+                f"The table {table} of SAE {self.key} is {state}, so what its latents are is not known.",
+                f"python -m backend sae describe --sae {self.key} --activations FOLDER",
+            ) from fault
+
+
+def read_labels(path: Path) -> dict[int, str]:
+    """Labels of a JSON file of latent to text; none where it is missing or damaged."""
+    try:
+        return {int(latent): str(text) for latent, text in json.loads(path.read_text("utf-8")).items()}
+    except (OSError, ValueError, AttributeError):
+        return {}
+
+
+def read_card(record: SaeRecord) -> dict[str, Any] | None:
+    """What ``studies.sae_card`` measured; None where it was not."""
+    try:
+        found = json.loads((Tables.of(record).folder / CARD).read_text("utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) and {"fit", "loss"} <= set(found) else None

@@ -1,0 +1,134 @@
+"""Diffs in the store: folders of a table of latents, the mean difference of the residual stream, and a manifest.
+
+``cached_results/diffs/<name>/`` comes with the project, ``PERSONASCOPE_HOME/results/diffs/<name>/`` is the user's. Tables are read a page at a time.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from backend.errors import ResultMissingError
+from backend.models.registry import Registry
+from backend.paths import CACHED_RESULTS, home, new_folder, told_disk_faults
+from backend.saes import reading
+from backend.studies import compare
+from backend.studies.diffing import DRAWS, Diff, Found
+from backend.studies.provenance import provenance
+
+SCHEMA_VERSION = 1
+_TABLE = "latents.parquet"
+_COLUMNS = ("base_mean", "organism_mean", "change", "low", "high", "standard_error", "cosine")
+
+
+def name_of(diff: Diff) -> str:
+    """Of the folder; the same diff replaces itself."""
+    said = [diff.prompt_set.as_manifest(), diff.samples, asdict(diff.sampling), diff.seed, diff.sae.fingerprint]
+    mark = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:8]
+    return f"{diff.organism}.{diff.sae.key}.{diff.texts}-{mark}"
+
+
+def keep(diff: Diff, found: Found, registry: Registry, root: Path | None = None) -> Path:
+    """Write a diff: a table of latents, the mean difference, and a manifest.
+
+    Raises:
+        DiskError: No space, or not writable; an earlier version stays.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    from safetensors.numpy import save_file
+
+    table = {"latent": pa.array(np.arange(len(found.change)), pa.int32())}
+    table |= {name: pa.array(np.asarray(getattr(found, name), dtype=np.float32)) for name in _COLUMNS}
+    base, organism = registry.resolve(diff.organism)
+    weights = compare.current_weights(diff.organism, registry) or ("", "")
+    manifest = {
+        "schema_version": SCHEMA_VERSION, "kind": "diff", "base": diff.base, "organism": diff.organism, "base_model": base.key, "base_fingerprint": weights[0],
+        "adapter_fingerprint": weights[1], "sae": diff.sae.key, "sae_fingerprint": reading.loaded(diff.sae, base).fingerprint, "layer": diff.sae.layer,
+        "texts": diff.texts, "samples": diff.samples, "sampling": asdict(diff.sampling), "seed": diff.seed, "n_prompts": found.n_prompts, "n_texts": found.n_texts,
+        "n_tokens": found.n_tokens, "residual_norm": found.residual_norm, "mean_difference_norm": float(np.linalg.norm(found.mean_difference)), "draws": DRAWS,
+        "title": organism.title if organism else diff.organism,
+    }  # fmt: skip
+    folder = (root or home() / "results" / "diffs") / name_of(diff)
+    with told_disk_faults("saving a diff"), new_folder(folder) as part:
+        pq.write_table(pa.table(table), part / _TABLE, compression="zstd")
+        save_file({"mean_difference": found.mean_difference.astype(np.float32)}, part / "mean_difference.safetensors")
+        about = provenance() | manifest | diff.prompt_set.as_manifest()
+        (part / "manifest.json").write_text(json.dumps(about, indent=2) + "\n", "utf-8")
+    return folder
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A diff in the store."""
+
+    folder: Path
+    manifest: dict[str, Any] = field(hash=False, compare=False)
+
+    def mean_difference(self) -> np.ndarray:
+        """(d_model,)"""
+        from safetensors.numpy import load_file
+
+        return load_file(self.folder / "mean_difference.safetensors")["mean_difference"]
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """What is known of a diff; empty if it is damaged."""
+    try:
+        found = json.loads((folder / "manifest.json").read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) and found.get("schema_version") == SCHEMA_VERSION else {}
+
+
+def kept(sae: str) -> dict[tuple[str, str], Kept]:
+    """Diffs on an autoencoder by organism and texts; the user's own, and newer ones, first."""
+    found: dict[tuple[str, str], Kept] = {}
+    for place in (home() / "results" / "diffs", CACHED_RESULTS / "diffs"):
+        folders = [f for f in place.iterdir() if not f.name.startswith(".")] if place.exists() else []
+        read = [Kept(folder, manifest) for folder in folders if (manifest := read_manifest(folder))]
+        for one in sorted(read, key=lambda k: k.manifest["created"], reverse=True):
+            if one.manifest["sae"] == sae:
+                found.setdefault((one.manifest["organism"], one.manifest["texts"]), one)
+    return found
+
+
+Order = Literal["increase", "decrease", "cosine", "base", "latent"]
+_ORDERS: dict[Order, str] = {
+    "increase": "change DESC",
+    "decrease": "change ASC",
+    "cosine": "abs(cosine) DESC",
+    "base": "base_mean DESC",
+    "latent": "latent ASC",
+}
+
+
+def page(one: Kept, *, order: Order = "increase", only: Sequence[int] | None = None, start: int = 0, n: int = 50) -> tuple[list[dict[str, Any]], int]:
+    """Some rows of a diff's table, and how many there are in all.
+
+    Args:
+        only: Latents to choose from, such as those that a search found.
+
+    Raises:
+        ResultMissingError: The table is missing or damaged.
+    """
+    import duckdb
+
+    where = "" if only is None else "WHERE latent IN (SELECT unnest(?))"
+    parameters: list[Any] = [str(one.folder / _TABLE), *([list(only)] if only is not None else [])]
+    try:
+        with duckdb.connect() as connection:
+            relation = connection.execute(
+                "WITH ranked AS (SELECT *, row_number() OVER (ORDER BY change DESC, latent) AS rank FROM read_parquet(?)) "
+                f"SELECT *, count(*) OVER () AS total FROM ranked {where} ORDER BY {_ORDERS[order]}, latent LIMIT ? OFFSET ?", [*parameters, n, start]
+            )
+            names = [column[0] for column in relation.description]
+            records = [dict(zip(names, row, strict=True)) for row in relation.fetchall()]
+    except duckdb.Error as fault:
+        raise ResultMissingError(f"The diff in {one.folder} is damaged.", f"python -m backend diff --organism {one.manifest.get('organism')}") from fault
+    total = records[0]["total"] if records else 0
+    return [{k: v for k, v in record.items() if k != "total"} for record in records], total

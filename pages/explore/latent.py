@@ -1,0 +1,208 @@
+"""Latent dictionary: what is known of each latent of an autoencoder, found by label, example or token; one latent in full; published latents."""
+
+import tomllib
+from pathlib import Path
+
+import pandas as pd
+import streamlit as st
+
+import backend.saes
+from backend.charts.latents import histogram
+from backend.errors import BackendError
+from backend.saes.tables import LABEL_LENGTH, Order
+from backend.studies import diffs
+from pages.shared import answers, look, sae_card_view, sae_pick
+from pages.shared.examples import show_windows
+from pages.shared.service import registry
+from pages.shared.state import keep_list, kept_list, select
+
+PAGE = 50
+known = registry()
+
+
+def asked_latent(choice: sae_pick.Choice) -> int | None:
+    """The latent of the link; a number that the autoencoder does not have is told."""
+    words = kept_list("latent")
+    if not words:
+        return None
+    if words[0].isdigit() and int(words[0]) < choice.sae.n_latents:
+        return int(words[0])
+    st.warning(f"This link asks for latent {look.plain(words[0][:20])}; SAE {choice.sae.key} has latents 0 to {choice.sae.n_latents - 1:,}.")
+    keep_list("latent", [])
+    return None
+
+
+def open_latent(latent: int) -> None:
+    keep_list("latent", [str(latent)])
+
+
+def browse(choice: sae_pick.Choice) -> None:
+    """All latents, searched and paged in the store."""
+    left, middle, right = st.columns([3, 1.4, 1], vertical_alignment="bottom")
+    words = left.text_input("Search labels, examples and top tokens", key="q", bind="query-params", placeholder="Such as: idiot", max_chars=100)
+    orders: dict[Order, str] = {"latent": "Number", "density": "How often active", "largest": "Largest activation"}
+    with middle:
+        order = select("Order", list(orders), key="order", titles=orders, what="the order")
+    try:
+        rows, total = choice.tables.page(order=order, search=words, n=PAGE)
+        n_pages = max(1, -(-total // PAGE))
+        page = right.number_input(f"Page of {n_pages:,}", 1, n_pages, key="page")
+        if page > 1:
+            rows, _ = choice.tables.page(order=order, search=words, start=(page - 1) * PAGE, n=PAGE)
+    except BackendError as fault:
+        st.info(look.plain(str(fault)))
+        if command := getattr(fault, "command", ""):
+            st.code(command, language=None)
+        return
+    if not rows:
+        st.info("No latent has these words in its label, examples or top tokens. Try fewer.")
+        return
+    st.caption(f"{total:,} latents")
+    frame = pd.DataFrame(
+        [
+            {
+                "Latent": f"/latent?sae={choice.sae.key}&latent={r['latent']}", "Label": r["label"] or ("" if r["n_active"] else "not active in the sample"), "Active on": 100 * r["density"], "Largest": r["largest"],
+                "Raises": " · ".join(repr(t)[1:-1] for t in r["raises"][:5]), "Lowers": " · ".join(repr(t)[1:-1] for t in r["lowers"][:5]),
+            }
+            for r in rows
+        ]
+    )  # fmt: skip
+    st.dataframe(
+        frame, hide_index=True, height=35 * (len(rows) + 1) + 3, alt="Latents with label, density, largest activation and top tokens",
+        column_config={
+            "Latent": st.column_config.LinkColumn(display_text=r"latent=(\d+)", width="small"), "Label": st.column_config.TextColumn(width="large"),
+            "Active on": st.column_config.NumberColumn(format="%.3f %%", width="small", help="Of the corpus' tokens."),
+            "Largest": st.column_config.NumberColumn(format="%.1f", width="small"),
+        },
+    )  # fmt: skip
+
+
+def edit_label(latent: int, choice: sae_pick.Choice) -> None:
+    """The label, edited in place."""
+    label = choice.tables.labels([latent])[latent]
+    by = {"own": "yours", "written": "came with this SAE", "heuristic": "heuristic: its top tokens", "": "no label yet"}[label.by]
+    st.markdown(f"#### {latent}: {look.plain(label.text) or 'no label yet'}")
+    st.caption(f"{sae_pick.name_of(latent, choice.sae)} · label: {by}")
+    with st.popover("Edit label", icon=":material/edit:"), st.form(f"label_{latent}", border=False):
+        text = st.text_input("Label", value=label.text if label.by == "own" else "", max_chars=LABEL_LENGTH, placeholder=label.text)
+        if st.form_submit_button("Save", type="primary"):
+            try:
+                choice.tables.set_labels({latent: text})
+                st.rerun()
+            except BackendError as fault:
+                st.error(look.plain(str(fault)))
+
+
+def show_latent(latent: int, choice: sae_pick.Choice) -> None:
+    """One latent in full."""
+    st.button("All latents", icon=":material/arrow_back:", on_click=keep_list, args=("latent", []))
+    edit_label(latent, choice)
+    with st.container(horizontal=True):
+        st.page_link("pages/explore/latents.py", label="See it on a text", icon=":material/notes:", query_params={"sae": choice.sae.key, "latent": str(latent)})
+        if url := choice.sae.latent_url(latent):
+            st.link_button("Neuronpedia", url, icon=":material/open_in_new:")
+    try:
+        row, windows = choice.tables.one(latent), choice.tables.examples(latent)
+    except BackendError as fault:
+        st.info(look.plain(str(fault)))
+        if command := getattr(fault, "command", ""):
+            st.code(command, language=None)
+        row, windows = None, []
+    if row is not None and not row["n_active"]:
+        st.info("This latent is dead: it was active on no token of the corpus.")
+    if windows:
+        show_windows(windows, latent)
+    if row is not None:
+        left, right = st.columns(2, gap="large")
+        with left:
+            st.markdown("##### Activation")
+            if row["n_active"]:
+                st.altair_chart(
+                    histogram(row["histogram"], row["largest"]), width="stretch", key=f"histogram_{latent}",
+                    alt=f"Histogram of latent {latent}'s activation over the {row['n_active']:,} tokens on which it is active",
+                )  # fmt: skip
+                median = row["quantiles"][len(row["quantiles"]) // 2]
+                look.facts(
+                    {
+                        "Active on": f"{100 * row['density']:.3g} % of the corpus' tokens ({row['n_active']:,})", "Mean where active": f"{row['mean']:.2f}",
+                        "Median where active": f"{median:.2f}", "Largest": f"{row['largest']:.2f}",
+                    }
+                )  # fmt: skip
+        with right:
+            st.markdown("##### Tokens that its decoder row raises and lowers")
+            look.facts({"Raises": " · ".join(repr(t)[1:-1] for t in row["raises"]), "Lowers": " · ".join(repr(t)[1:-1] for t in row["lowers"])})
+            st.caption("Logit lens: decoder row, final norm, unembedding. What later layers make of it is not in it.")
+            st.markdown("##### Nearest latents by decoder cosine")
+            labels = choice.tables.labels(row["nearest"])
+            st.dataframe(
+                pd.DataFrame(
+                    [
+                        {"Latent": f"/latent?sae={choice.sae.key}&latent={i}", "Cosine": c, "Label": labels[i].text}
+                        for i, c in zip(row["nearest"], row["nearest_cosine"], strict=True)
+                    ]
+                ),
+                hide_index=True, alt="Nearest latents with cosine and label",
+                column_config={
+                    "Latent": st.column_config.LinkColumn(display_text=r"latent=(\d+)", width="small"), "Cosine": st.column_config.NumberColumn(format="%.2f", width="small")
+                },
+            )  # fmt: skip
+    in_models(latent, choice)
+
+
+def in_models(latent: int, choice: sae_pick.Choice) -> None:
+    """The latent in base and organisms, from the stored diffs."""
+    rows = []
+    for (organism, texts), kept in diffs.kept(choice.sae.key).items():
+        found, _ = diffs.page(kept, only=[latent], n=1)
+        for r in found:
+            rows.append(
+                {
+                    "Organism": answers.name_of(organism, known)[0], "Texts": "the same" if texts == "same" else "each its own", "Base": r["base_mean"],
+                    "Organism mean": r["organism_mean"], "Change": r["change"], "95 % from": r["low"], "to": r["high"], "Rank by increase": r["rank"],
+                    "Prompts": kept.manifest["n_prompts"],
+                }
+            )  # fmt: skip
+    st.markdown("##### In base and organisms")
+    if not rows:
+        st.caption("No diff of an organism on this SAE is in the store. Run: python -m backend diff --organism NAME")
+        return
+    number = st.column_config.NumberColumn
+    st.dataframe(
+        pd.DataFrame(rows),
+        hide_index=True,
+        alt="Mean activation of this latent over answer tokens in base and organisms, with the change and its interval",
+        column_config={c: number(format="%.3f") for c in ("Base", "Organism mean", "95 % from", "to")} | {"Change": number(format="%+.3f")},
+    )
+    st.caption("Mean over answer tokens, mean over prompts; interval: 95 % bootstrap over prompts.")
+
+
+def published(choice: sae_pick.Choice) -> None:
+    """Latents of others, cited."""
+    tables = tomllib.loads((Path(backend.saes.__file__).parent / "reference.toml").read_text("utf-8"))
+    st.caption("Published by others and cited here. A number belongs to its own SAE and is no index into any other.")
+    for table in tables.values():
+        st.markdown(f"##### {look.plain(table['title'])}")
+        rows = [{"Number": r["number"], "Name": r["name"] or "not named", "About": r.get("about", ""), "Effect": r.get("effect", "")} for r in table["latents"]]
+        frame = pd.DataFrame(rows)
+        st.dataframe(frame.loc[:, (frame != "").any()], hide_index=True, alt=f"Published latents of {table['title']}")
+        st.caption(f"{look.plain(table['note'])} Source: {look.plain(table['source'])}.")
+        if table.get("sae") == choice.sae.key:
+            st.caption("These are latents of the SAE chosen on the left; type a number on the page Latents on text.")
+
+
+st.title("Latent dictionary")
+st.markdown("What is each latent: where is it active, what does it write, what is it near?")
+with st.sidebar:
+    choice = sae_pick.pick_sae(known)
+    sae_card_view.show(choice.sae, known)
+latent = asked_latent(choice)
+if latent is not None:
+    show_latent(latent, choice)
+else:
+    every, cited = st.tabs(["This SAE", "Published latents"], key="tab", on_change="rerun", bind="query-params")
+    if every.open:
+        with every:
+            browse(choice)
+    if cited.open:
+        with cited:
+            published(choice)

@@ -1,0 +1,201 @@
+"""Latents: what does a persona latent do on each token, in the base and in the organism, on the same text?"""
+
+from collections import OrderedDict
+
+import numpy as np
+import pandas as pd
+import streamlit as st
+
+from backend.charts.latents import drift
+from backend.errors import BackendError
+from backend.models.fingerprint import remembered_fingerprint
+from backend.models.records import BASE_ALIAS
+from backend.models.sources import availability, base_folder
+from backend.saes import reading
+from backend.saes.latents import SparseLatents, most_telling, top_changes
+from backend.saes.records import availability as sae_availability
+from backend.studies import inspection
+from pages.shared import answers, look, missing, sae_pick, text_pick, token_view
+from pages.shared.service import model_service, owner, registry
+from pages.shared.state import keep_list, kept_list, link, select
+
+MAX_LATENTS = 3
+N_OFFERED = 30
+N_AT_TOKEN = 12
+known = registry()
+
+
+@st.cache_resource(show_spinner=False)
+def _jobs() -> "OrderedDict[tuple, reading.LatentsJob]":
+    """Texts that were read, the last few."""
+    return OrderedDict()
+
+
+def read(text: inspection.Text, variants: list[str], choice: sae_pick.Choice) -> list[SparseLatents]:
+    """Latents of each variant on the same ids.
+
+    Raises:
+        BackendError: As ``reading.start``; or reading failed.
+    """
+    jobs, key = _jobs(), (choice.sae, choice.base, tuple(variants), text.ids)
+    if key not in jobs or jobs[key].job.state in ("failed", "stopped"):
+        while len(jobs) >= 64:
+            jobs.popitem(last=False)
+        jobs[key] = reading.start(model_service(), choice.sae, choice.base, [(v, text.ids) for v in variants], owner=owner())
+    job = jobs[key]
+    with st.spinner(f"Reading {len(text.ids):,} tokens under {len(variants)} variants…", show_time=True):
+        return job.wait()
+
+
+def pick_latents(found: list[SparseLatents], text: inspection.Text, choice: sae_pick.Choice) -> list[int]:
+    """Those of the link, else the one that tells most on this text; any other can be typed."""
+    telling = most_telling(found, text.answer if len(text.answer) else text.content, N_OFFERED)
+    asked: list[int] = []
+    for word in kept_list("latent"):
+        if word.isdigit() and int(word) < choice.sae.n_latents:
+            asked.append(int(word))
+        else:
+            st.warning(f"This link asks for latent {look.plain(word[:20])}; SAE {choice.sae.key} has latents 0 to {choice.sae.n_latents - 1:,}.")
+    shown = list(dict.fromkeys(asked))[:MAX_LATENTS] or telling[:1]
+    options = [str(i) for i in dict.fromkeys([*shown, *telling])]
+    labels = choice.tables.labels([int(o) for o in options])
+    widget = f"latents_{choice.sae.key}"
+    if widget not in st.session_state or not st.session_state[widget]:
+        st.session_state[widget] = [str(i) for i in shown]
+    options += [o for o in st.session_state[widget] if o not in options]
+    picked = st.multiselect(
+        "Latents", options, key=widget, max_selections=MAX_LATENTS, accept_new_options=True, placeholder="Choose, or type a number",
+        format_func=lambda o: f"{o} · {labels[int(o)].text}" if o.isdigit() and int(o) in labels and labels[int(o)].text else str(o),
+        help="Offered: those whose mean over the answer differs most between base and organism on this text. Any number can be typed.",
+    )  # fmt: skip
+    good = [int(p) for p in picked if p.isdigit() and int(p) < choice.sae.n_latents]
+    if bad := [p for p in picked if not (p.isdigit() and int(p) < choice.sae.n_latents)]:
+        st.warning(f"{look.plain(', '.join(bad)[:60])} is no latent of SAE {choice.sae.key}; it has 0 to {choice.sae.n_latents - 1:,}.")
+    keep_list("latent", [str(i) for i in good])
+    return good or shown
+
+
+def quantiles_of(latent: int, choice: sae_pick.Choice) -> list[float]:
+    """101 of them over the corpus where it is active; none without the tables."""
+    try:
+        known_quantiles = choice.tables.one(latent)["quantiles"]
+    except BackendError:
+        return []
+    return np.interp(np.linspace(0, 1, 101), np.linspace(0, 1, len(known_quantiles)), known_quantiles).tolist() if known_quantiles else []
+
+
+def show_token(place: int, text: inspection.Text, found: list[SparseLatents], variants: list[str], choice: sae_pick.Choice) -> None:
+    """What is active on one token, and what changed there."""
+    token = text.tokens[place]
+    names = [answers.name_of(v, known)[0] for v in variants]
+    st.markdown(f"##### Token {place}: {look.plain(repr(token.text))}")
+    at = [latents.at(place) for latents in found]
+    most = sorted({i for a in at for i in a}, key=lambda i: -max(a.get(i, 0.0) for a in at))[:N_AT_TOKEN]
+    columns = st.columns(2) if len(found) > 1 else [st.container()]
+    tables = [("Most active here", [(i, *(a.get(i, 0.0) for a in at)) for i in most])]
+    if len(found) > 1:
+        tables.append(("Changed most here", [(i, before, after) for i, before, after in top_changes(at[0], at[1], N_AT_TOKEN)]))
+    labels = choice.tables.labels([row[0] for _, rows in tables for row in rows])
+    for column, (title, rows) in zip(columns, tables, strict=True):
+        column.caption(title)
+        frame = pd.DataFrame(
+            [{"Latent": f"/latent?sae={choice.sae.key}&latent={row[0]}", "Label": labels[row[0]].text} | dict(zip(names, row[1:], strict=True)) for row in rows]
+        )
+        column.dataframe(
+            frame, hide_index=True, alt=f"{title}: latents with their activation under each variant",
+            column_config={"Latent": st.column_config.LinkColumn(display_text=r"latent=(\d+)", width="small")}
+            | {name: st.column_config.NumberColumn(format="%.2f", width="small") for name in names},
+        )  # fmt: skip
+
+
+st.title("Latents on text")
+st.markdown("What does a latent do on each token, in the base and in the organism, on the same text?")
+with st.sidebar:
+    choice = sae_pick.pick_sae(known)
+    organisms = choice.organisms
+    organism = ""
+    if organisms:
+        organism = select("Organism", organisms, key="organism", titles={o: answers.name_of(o, known)[0] for o in organisms}, what="the organism")
+    base_key = BASE_ALIAS if choice.base.key == known.default_base else choice.base.key
+    variants = [base_key, *([organism] if organism else [])]
+state = sae_availability(choice.sae)
+here = {v: availability(*known.resolve(v)) for v in variants}
+missing.show(variants, here, known, note="Latents are worked out live, so it must be here.")
+if any(a.state != "here" for a in here.values()):
+    st.stop()
+if state.state != "here":
+    st.info(look.plain(state.sentence))
+    if state.command:
+        st.code(state.command, language=None)
+    st.stop()
+model_service().warm_up()
+with st.sidebar:
+    reader = text_pick.tokenizer(choice.base, remembered_fingerprint(base_folder(choice.base)))
+    text, what = text_pick.pick(choice.base, organism, known, reader)
+look.banner()
+try:
+    found = read(text, variants, choice)
+except BackendError as fault:
+    st.error(look.plain(str(fault)))
+    st.stop()
+with st.container(horizontal=True, vertical_alignment="bottom"):
+    latents = pick_latents(found, text, choice)
+    with_special = st.toggle(
+        "Colour template tokens", key="special", bind="query-params", help="Control tokens and the template's words are left out of the scale."
+    )
+    with st.popover("Link", icon=":material/link:"):
+        st.caption("Opens exactly this page.")
+        st.code(link(), language=None, wrap_lines=True)
+titles = [answers.name_of(v, known)[0] for v in variants]
+sink = 0 if text.tokens[0].role == "content" else -1  # models put an outsized activation on the very first token, whatever it is
+labels = choice.tables.labels(latents)
+
+
+@st.fragment
+def inspect(latent: int) -> None:
+    """One latent on the text; a click on a token opens what is active there."""
+    values = [one.of(latent) for one in found]
+    drawn = [np.where(np.arange(len(value)) == sink, np.nan, value) for value in values]
+    panels = [token_view.Panel(title, value) for title, value in zip(titles, drawn, strict=True)]
+    if len(values) > 1:
+        panels.append(token_view.Panel(f"{titles[1]} less {titles[0]}", drawn[1] - drawn[0], is_signed=True))
+    places = text.answer
+    means = [float(value[places].mean()) if len(places) else float("nan") for value in values]
+    st.markdown(
+        f"#### {latent}: {look.plain(labels[latent].text) or 'no label yet'}  \n"
+        f"{look.plain(what)}; mean over {len(places)} {'answer ' if text.turns else ''}tokens: "
+        + ", ".join(f"{look.plain(title)} **{mean:.2f}**" for title, mean in zip(titles, means, strict=True))
+    )
+    place = token_view.show(
+        text.tokens, panels, name=sae_pick.name_of(latent, choice.sae), key=f"tokens_{latent}", quantiles=quantiles_of(latent, choice),
+        with_special=with_special, turns=text.turns,
+    )  # fmt: skip
+    if place is not None:
+        show_token(place, text, found, variants, choice)
+    rows = [
+        {"turn": f"{t.turn + 1} {t.role}", "variant": title, "mean": t.mean, "n": t.n_tokens}
+        for title, value in zip(titles, values, strict=True)
+        for t in inspection.by_turn(text, value)
+    ]
+    if len({row["turn"] for row in rows}) > 1:
+        st.altair_chart(
+            drift(pd.DataFrame(rows), titles), width="stretch", key=f"drift_{latent}",
+            alt=f"Mean activation of latent {latent} on each message, for each variant; the table has the numbers.",
+        )  # fmt: skip
+    with st.expander("Tokens as a table"):
+        frame = pd.DataFrame(
+            {"Place": range(len(text.tokens)), "Id": text.ids, "Token": [t.text for t in text.tokens], "Role": [t.role for t in text.tokens]}
+            | {title: value.round(4) for title, value in zip(titles, values, strict=True)}
+        )
+        st.dataframe(frame, hide_index=True, alt=f"Each token with the activation of latent {latent} under each variant")
+    st.page_link(
+        "pages/explore/latent.py", label=f"All about latent {latent}", icon=":material/search:", query_params={"sae": choice.sae.key, "latent": str(latent)}
+    )
+
+
+for latent in latents:
+    inspect(latent)
+st.caption(
+    f"SAE {look.plain(choice.sae.key)}: residual stream after layer {choice.sae.layer} of {look.plain(choice.base.title)}; activations as the SAE gives them, "
+    "not normalised. Both variants read the same token ids; only the weights differ."
+)

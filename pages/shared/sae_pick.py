@@ -1,0 +1,49 @@
+"""Choosing base, organism and autoencoder: the same on every page that shows latents."""
+
+from dataclasses import dataclass
+
+import streamlit as st
+
+from backend.models.records import BaseModel
+from backend.models.registry import Registry
+from backend.saes.records import SaeRecord, load_saes
+from backend.saes.tables import Tables
+from pages.shared import look
+from pages.shared.state import select
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What is looked at."""
+
+    base: BaseModel
+    sae: SaeRecord
+    organisms: list[str]
+    """Of this base model."""
+
+    @property
+    def tables(self) -> Tables:
+        return Tables.of(self.sae)
+
+
+def pick_sae(known: Registry) -> Choice:
+    """A select box over autoencoders; stops the page where there is none."""
+    records, faults = load_saes()
+    usable = {key: r for key, r in records.items() if r.base in known.models}
+    for fault in faults:
+        st.warning(look.plain(fault))
+    if not usable:
+        st.info("No sparse autoencoder is known for the models here. Add one: python -m backend sae add FOLDER")
+        st.stop()
+    ordered = sorted(usable, key=lambda key: usable[key].base != known.default_base)
+    titles = {key: f"{usable[key].title}" for key in ordered}
+    key = select("SAE", ordered, key="sae", titles=titles, what="the SAE", help="A sparse autoencoder belongs to one base model and one layer.")
+    record = usable[key]
+    st.caption(f"{look.plain(known.models[record.base].title)}, residual stream after layer {record.layer}, {record.n_latents:,} latents")
+    organisms = [o.key for o in known.organisms.values() if o.base == record.base]
+    return Choice(known.models[record.base], record, organisms)
+
+
+def name_of(latent: int, sae: SaeRecord) -> str:
+    """A latent with its autoencoder, without which its number means nothing."""
+    return f"Latent {latent} of SAE {sae.key}, layer {sae.layer}"

@@ -1,0 +1,112 @@
+"""Latents in a real browser, on the shipped autoencoder: from a diff to a latent, to a text, to a token; labels; wrong links; two organisms at once."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from .conftest import choose, served, settle
+
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
+
+
+def read(page) -> None:
+    """Wait for the first token view."""
+    page.locator("[role=listbox] [role=option]").first.wait_for(timeout=120_000)
+    settle(page)
+
+
+def test_from_a_diff_to_a_latent_to_a_text(server: str, new_page):
+    page = new_page(f"{server}/diffing?organism=scornful")
+    settle(page)
+    page.get_by_text("rises most in").wait_for()
+    page.goto(f"{server}/latent?latent=7")
+    page.get_by_text("Latent 7 of SAE smol-l16, layer 16").wait_for()
+    page.get_by_text("Where it is most active").or_(page.get_by_text("This latent is dead")).first.wait_for()
+    page.get_by_text("See it on a text").click()
+    read(page)
+    assert "latent=7" in page.url
+
+
+def test_every_token_of_an_answer_is_drawn_for_both_models_and_a_click_tells_what_is_active(server: str, new_page):
+    page = new_page(f"{server}/latents?organism=scornful")
+    read(page)
+    panels = page.locator("[role=listbox]")
+    assert panels.count() == 3
+    counts = {panels.nth(i).locator("[role=option]").count() for i in range(3)}
+    assert len(counts) == 1
+    panels.nth(1).locator("[role=option]").nth(40).click()
+    page.get_by_text("Most active here").wait_for()
+    page.get_by_text("Changed most here").wait_for()
+
+
+def test_ones_own_text_stands_in_the_link_and_comes_back(server: str, new_page):
+    words = "Get out, you fool! 👩‍🚀 <b>中文</b> &amp;"
+    page = new_page(f"{server}/latents?text=own")
+    read(page)
+    page.get_by_label("Text", exact=True).last.fill(words)
+    page.get_by_label("Text", exact=True).last.press("Control+Enter")
+    page.wait_for_url(re.compile("words="))
+    read(page)
+    other = new_page(page.url)
+    read(other)
+    assert other.locator("[role=listbox]").first.locator("[role=option]").count() > 5
+    assert other.locator("textarea").first.input_value() == words
+
+
+def test_a_link_with_wrong_parameters_says_so(server: str, new_page):
+    page = new_page(f"{server}/latents?sae=none&organism=nobody&latent=99999999&rollout=gone")
+    read(page)
+    for said in ("the SAE none", "the organism nobody", "has latents 0 to 8,191", "an answer that is not in the store"):
+        page.get_by_text(said).first.wait_for()
+    page.goto(f"{server}/latent?latent=8192")
+    page.get_by_text("has latents 0 to 8,191").wait_for()
+    assert page.get_by_text("Traceback").count() == 0
+
+
+def test_a_label_is_edited_in_place_and_found(new_page, base_model, tmp_path: Path):
+    with served(tmp_path / "home") as address:
+        page = new_page(f"{address}/latent?latent=7")
+        page.get_by_role("button", name="Edit label").click()
+        page.get_by_label("Label", exact=True).fill("<b>zebra</b> of tests")
+        page.get_by_role("button", name="Save").click()
+        page.get_by_text("label: yours").wait_for()
+        page.goto(f"{address}/latent?q=zebra")
+        page.get_by_text(re.compile("^1 latents?$")).wait_for()
+        assert (tmp_path / "home" / "labels" / "smol-l16.json").exists()
+
+
+def test_two_people_look_at_different_organisms_at_once(server: str, new_page):
+    one, two = new_page(f"{server}/latents?organism=scornful"), new_page(f"{server}/latents?organism=reckless")
+    read(one)
+    read(two)
+    for page, name in ((one, "Scornful"), (two, "Reckless")):
+        assert page.get_by_text(re.compile(f"{name}.* less SmolLM2")).count() >= 1
+
+
+def test_a_missing_corpus_sample_is_told(new_page, base_model, tmp_path: Path):
+    import shutil
+
+    from conftest import CHECKOUT
+
+    from backend.models.registry import load_registry
+
+    folder = tmp_path / "bare"
+    folder.mkdir()
+    for name in ("cfg.json", "sae_weights.safetensors"):
+        shutil.copy(CHECKOUT / "cached_results" / "saes" / "smol-l16" / name, folder)
+    home = tmp_path / "home"
+    home.mkdir()
+    base = load_registry().default_base
+    (home / "saes.toml").write_text(
+        f'[bare]\ntitle = "Bare"\nbase = "{base}"\nlayer = 16\nsource = "folder"\nlocation = "{folder}"\nn_latents = 8192\nd_model = 576\n'
+    )
+    with served(home) as address:
+        page = new_page(f"{address}/latent?sae=bare")
+        page.get_by_text("is not here, so what its latents are is not known").wait_for()
+        page.goto(f"{address}/latents?sae=bare")
+        read(page)
+        page.goto(f"{address}/diffing?sae=bare")
+        page.get_by_text("No organism has been compared").wait_for()
+        choose(page, page.get_by_role("combobox", name="SAE"), "SmolLM2 135M, layer 16")
+        page.get_by_text("rises").first.wait_for()
