@@ -259,6 +259,6 @@ def test_the_benchmark_measures_the_same_latents_on_both_sides(base_model: Path)
     for measure in latents:
         assert min(measure.ours, measure.peer, measure.ratio) > 0
         distance = float(measure.note.split("latents ")[-1].split()[0])
-        assert distance < (1e-4 if "float32" in measure.work else 0.02)
+        assert distance < (1e-4 if "float32" in measure.work else 0.1)
     assert f"layer {LAYER}" in overhead.work
     assert "8 of 8 rows have the same tokens" in overhead.note

@@ -15,9 +15,9 @@ from backend.models.registry import load_registry
 from backend.saes import reading
 from backend.saes.describe import describe
 from backend.saes.gather import Gathered, gather
-from backend.saes.latents import SparseLatents, check, most_telling, top_changes
-from backend.saes.records import SaeRecord, add, record_from_folder, resolve
-from backend.saes.tables import Tables
+from backend.saes.latents import SparseLatents, check, most_telling, parse, top_changes
+from backend.saes.records import SaeRecord, add, fingerprint, record_from_folder, resolve
+from backend.saes.tables import Tables, outdated
 from backend.steering import directions
 from backend.studies import diffing, diffs, inspection, personas
 from backend.text.chat import ChatTokenizer
@@ -379,9 +379,58 @@ def test_search_finds_labels_examples_and_tokens(tables: Tables):
         tables.set_labels({1: "x" * 301})
 
 
+def test_labels_are_imported(run_cli, home: Path, tables: Tables, tmp_path: Path):
+    (tmp_path / "labels.json").write_text('{"21": "from a file"}')
+    assert run_cli("sae", "labels", str(tmp_path / "labels.json"), "--sae", "tiny", PERSONASCOPE_HOME=str(home)).returncode == 0
+    assert tables.labels([21])[21].text == "from a file"
+    (tmp_path / "labels.json").write_text('{"640": "too far"}')
+    assert "latents 0 to 639" in run_cli("sae", "labels", str(tmp_path / "labels.json"), "--sae", "tiny", PERSONASCOPE_HOME=str(home)).stderr
+    (home / "labels" / "tiny.json").write_text("{broken")
+    with pytest.raises(InputError, match="is damaged"):
+        tables.set_labels({3: "x"})
+    (home / "labels" / "tiny.json").unlink()
+
+
+@pytest.mark.parametrize("word", ["²", "-1", "640", "7.0", "", "1" * 5000, "٣"])
+def test_what_is_no_latents_number(word: str):
+    assert parse(word, N_LATENTS) is None
+
+
+def test_tables_and_diffs_of_other_weights_are_told(sae: SaeRecord, tables: Tables, diff: diffing.Diff, found: diffing.Found, home: Path):
+    registry = load_registry()
+    kept = diffs.Kept(folder := diffs.keep(diff, found, registry), diffs.read_manifest(folder))
+    assert diffs.outdated(kept, sae, registry) == ""
+    assert "other weights of SAE tiny" in diffs.outdated(diffs.Kept(folder, kept.manifest | {"sae_fingerprint": "0" * 16}), sae, registry)
+    assert "other weights of scornful" in diffs.outdated(diffs.Kept(folder, kept.manifest | {"adapter_fingerprint": "0"}), sae, registry)
+    (tables.folder / "described.json").write_text('{"sae_fingerprint": "0"}')
+    assert "other weights" in outdated(sae)
+    (tables.folder / "described.json").write_text(json.dumps({"sae_fingerprint": fingerprint(Path(sae.location))}))
+    assert outdated(sae) == ""
+
+
 def test_missing_tables_are_told_with_the_command(tmp_path: Path):
     gone = Tables("gone", tmp_path)
     with pytest.raises(BackendError, match="is not here") as told:
         gone.page()
     assert "sae describe --sae gone" in told.value.command
     assert gone.labels([3])[3].text == ""
+
+
+def test_a_table_of_a_hundred_thousand_latents_is_read_a_page_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    monkeypatch.setenv("PERSONASCOPE_HOME", str(tmp_path))
+    n, draw = 131_072, np.random.default_rng(0)
+    folder = tmp_path / "results" / "diffs" / "big"
+    folder.mkdir(parents=True)
+    columns = {name: draw.normal(size=n).astype(np.float32) for name in ("base_mean", "organism_mean", "change", "low", "high", "standard_error", "cosine")}
+    pq.write_table(pa.table({"latent": np.arange(n, dtype=np.int32)} | columns), folder / "latents.parquet")
+    (folder / "manifest.json").write_text(json.dumps({"schema_version": 1, "created": "2026", "sae": "wide", "organism": "big", "texts": "same"}))
+    kept = diffs.kept("wide")["big", "same"]
+    last, total = diffs.page(kept, start=n - 3, n=50)
+    assert total == n
+    assert [row["rank"] for row in last] == [n - 2, n - 1, n]
+    assert last[-1]["change"] == columns["change"].min()
+    some, found = diffs.page(kept, only=list(range(0, n, 2)), order="latent", n=5)
+    assert (found, [row["latent"] for row in some]) == (n // 2, [0, 2, 4, 6, 8])

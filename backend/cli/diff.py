@@ -29,6 +29,8 @@ def run(options: argparse.Namespace) -> int:
     from backend.studies import diffing, diffs
     from backend.text.prompts import load_prompt_set
 
+    if options.top < 0:
+        raise InputError(f"--top is {options.top}; give 0 for all, or how many.")
     registry = load_registry()
     base, organism_of_base = registry.resolve(options.base)
     if organism_of_base is not None:

@@ -45,6 +45,8 @@ def run(options: argparse.Namespace) -> int:
 
     if options.step == "list":
         return _list(options)
+    if options.step in ("persona", "import"):
+        directions.check_key(options.key)
     registry = load_registry()
     if options.step == "import":
         base, _ = registry.resolve(options.base)
@@ -52,10 +54,10 @@ def run(options: argparse.Namespace) -> int:
     elif options.step == "persona":
         made = _persona(options)
     else:
-        from backend.saes.records import resolve
+        from backend.saes.records import find
         from backend.studies import diffs, personas
 
-        sae = resolve(options.sae, registry.resolve(BASE_ALIAS)[0])
+        sae, _ = find(options.sae, registry)
         if options.step == "latent":
             made = personas.of_latent(sae, options.latent, registry)
         else:

@@ -1,6 +1,7 @@
 """``python -m backend sae``: sparse autoencoders. List, fetch or add one; make one for the embedded model, step by step, each of which can be run again."""
 
 import argparse
+import json
 from collections import Counter
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from backend.cli.output import ProgressLine, print_json, print_table, say
 from backend.errors import InputError
 from backend.models.records import BASE_ALIAS
 from backend.models.registry import load_registry
+from backend.paths import write_text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,6 +43,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     describe.add_argument("--sae", default="default")
     describe.add_argument("--activations", type=Path, required=True, help="folder of `sae gather` at its layer")
     describe.add_argument("--without", nargs="*", default=[], metavar="SOURCE", help="texts to leave out, such as those that may not be shown")
+    labels = steps.add_parser("labels", help="import labels from a JSON file of latent number to text")
+    labels.add_argument("file", type=Path)
+    labels.add_argument("--sae", default="default")
     measure = steps.add_parser("measure", help="variance unexplained on base and organisms, loss recovered: card.json beside the weights")
     measure.add_argument("--sae", default="default")
     measure.add_argument("--variant", action="append", help="whose stored answers (default: base and its organisms)")
@@ -50,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     steps = {
         "list": _list, "fetch": _fetch, "add": _add, "remove": _remove, "write": _write, "gather": _gather, "train": _train, "describe": _describe,
-        "measure": _measure,
+        "labels": _labels, "measure": _measure,
     }  # fmt: skip
     return steps[options.step](options)
 
@@ -125,7 +130,7 @@ def _gather(options: argparse.Namespace) -> int:
 
     base, _ = load_registry().resolve("base")
     folder = base_folder(base)
-    layers = [int(part) for part in options.layers.split(",") if part.strip().isdigit()]
+    layers = [int(part) for part in options.layers.split(",") if part.strip().isdecimal() and len(part) < 6]
     if not layers or max(layers) >= base.n_layers:
         raise InputError(f"--layers is {options.layers!r}; give layers of the model, such as 12,15.")
     tokenizer = ChatTokenizer.load(folder)
@@ -158,28 +163,49 @@ def _describe(options: argparse.Namespace) -> int:
     from backend.saes.describe import describe
     from backend.saes.gather import Gathered
     from backend.saes.loading import load
-    from backend.saes.records import resolve, sae_folder
+    from backend.saes.records import find, sae_folder
+    from backend.saes.tables import ABOUT
+    from backend.studies.provenance import provenance
     from backend.text.chat import ChatTokenizer
 
-    base, _ = load_registry().resolve(BASE_ALIAS)
-    record = resolve(options.sae, base)
+    record, base = find(options.sae, load_registry())
     gathered, folder, line = Gathered.read(options.activations, without=options.without), base_folder(base), ProgressLine()
     try:
-        describe(load(record, base).sae, gathered, record.layer, ChatTokenizer.load(folder), load_model(folder), sae_folder(record), say=line.show)
+        loaded = load(record, base)
+        describe(loaded.sae, gathered, record.layer, ChatTokenizer.load(folder), load_model(folder), sae_folder(record), say=line.show)
     finally:
         line.end()
+    about = {"sae_fingerprint": loaded.fingerprint, "n_tokens": len(gathered.ids), "without": options.without} | provenance()
+    write_text(sae_folder(record) / ABOUT, json.dumps(about, indent=1) + "\n")
     say(f"{record.n_latents:,} latents of {record.key} described over {len(gathered.ids):,} tokens.")
+    return 0
+
+
+def _labels(options: argparse.Namespace) -> int:
+    from backend.saes.latents import check
+    from backend.saes.records import find
+    from backend.saes.tables import Tables, read_labels
+
+    record, _ = find(options.sae, load_registry())
+    labels = read_labels(options.file)
+    if not labels:
+        raise InputError(f'{options.file} holds no labels. Give a JSON file such as {{"12": "insults"}}.')
+    for latent in labels:
+        check(latent, record.n_latents, record.key)
+    Tables.of(record).set_labels(labels)
+    say(f"{len(labels)} labels of {record.key} imported.")
     return 0
 
 
 def _measure(options: argparse.Namespace) -> int:
     from backend.generation.service import ModelService
-    from backend.saes.records import resolve
+    from backend.saes.records import find
     from backend.studies.sae_card import measure
     from backend.text.prompts import load_prompt_set
 
     registry = load_registry()
-    base, _ = registry.resolve(BASE_ALIAS)
-    variants = options.variant or [BASE_ALIAS, *(key for key, organism in registry.organisms.items() if organism.base == base.key)]
-    print_json(measure(resolve(options.sae, base), base, variants, load_prompt_set(options.prompts), ModelService(), registry, say=say))
+    record, base = find(options.sae, registry)
+    own_name = BASE_ALIAS if base.key == registry.default_base else base.key
+    variants = options.variant or [own_name, *(key for key, organism in registry.organisms.items() if organism.base == base.key)]
+    print_json(measure(record, base, variants, load_prompt_set(options.prompts), ModelService(), registry, say=say))
     return 0

@@ -158,6 +158,8 @@ class Job:
 
     def end(self, state: JobState, message: str = "") -> None:
         self._deliver()
+        for row in self.rows:
+            row.on_read = None  # it may hold what was read
         self.ended = time.monotonic()
         self.message = message or self.message
         self.state = state

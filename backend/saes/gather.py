@@ -39,6 +39,7 @@ def gather(texts: Iterable[Text], forward: LlamaForward, layers: Sequence[int], 
         The number of tokens kept.
     """
     out.mkdir(parents=True, exist_ok=True)
+    (out / "about.json").unlink(missing_ok=True)  # it comes last, so a killed run is no gathered text
     sources: list[str] = []
     n_tokens = 0
     files = {layer: (out / f"layer_{layer}.bf16").open("wb") for layer in layers}

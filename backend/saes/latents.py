@@ -50,18 +50,6 @@ class SparseLatents:
         kept = np.repeat(chosen, np.diff(self.starts))
         return np.bincount(self.latents[kept], weights=self.values[kept], minlength=self.n_latents) / int(chosen.sum())
 
-    @classmethod
-    def joined(cls, parts: Sequence["SparseLatents"]) -> "SparseLatents":
-        """Texts one after the other; at least one."""
-        n_before = np.cumsum([0, *(part.starts[-1] for part in parts)])
-        starts = [part.starts[:-1] + n for part, n in zip(parts, n_before, strict=False)]
-        return cls(
-            parts[0].n_latents,
-            np.concatenate([*starts, n_before[-1:]]),
-            np.concatenate([part.latents for part in parts]),
-            np.concatenate([part.values for part in parts]),
-        )
-
 
 def top_changes(before: dict[int, float], after: dict[int, float], n: int) -> list[tuple[int, float, float]]:
     """The latents that changed most at a token, as (latent, before, after), the largest change first."""
@@ -75,6 +63,11 @@ def most_telling(texts: Sequence[SparseLatents], places: Sequence[int] | np.ndar
         return []
     means = np.stack([text.mean(places) for text in texts])
     return np.argsort(-(means.max(0) - means.min(0) if len(texts) > 1 else means[0]), kind="stable")[:n].tolist()
+
+
+def parse(word: str, n_latents: int) -> int | None:
+    """A latent's number as people and links write it; None for anything else."""
+    return int(word) if word.isascii() and word.isdecimal() and len(word) < 10 and int(word) < n_latents else None
 
 
 def check(latent: int, n_latents: int, sae: str) -> None:

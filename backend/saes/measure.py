@@ -3,7 +3,7 @@
     FVU = sum |x - decode(encode(x))|^2 / sum |x - mean(x)|^2 over answer tokens
     loss recovered = (loss with the mean in place - loss with the reconstruction) / (loss with the mean in place - loss)
 
-where loss is the mean cross-entropy of the answer's tokens under the base, with the residual stream of every content token replaced after the layer.
+where loss is the mean cross-entropy of the answer's tokens under the base, with the residual stream of those tokens replaced after the layer.
 """
 
 from collections.abc import Sequence

@@ -16,7 +16,7 @@ from backend.generation.records import Reading
 from backend.generation.service import ModelService
 from backend.models.records import BaseModel, Dtype
 from backend.saes.latents import SparseLatents
-from backend.saes.records import SaeRecord, check_base, sae_folder
+from backend.saes.records import SaeRecord, fingerprint, sae_folder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _AT_ONCE = 256  # tokens encoded together: 8,192 latents take 8 MB, 131,072 take 134 MB
 _KEPT = 2
-_loaded: "OrderedDict[tuple[SaeRecord, BaseModel], LoadedSae]" = OrderedDict()
+_loaded: "OrderedDict[tuple[SaeRecord, BaseModel, str], LoadedSae]" = OrderedDict()
 _lock = threading.Lock()
 
 
@@ -39,7 +39,7 @@ def loaded(record: SaeRecord, base: BaseModel) -> "LoadedSae":
     from backend.saes.loading import load  # torch comes with it
 
     with _lock:
-        key = (record, base)
+        key = (record, base, fingerprint(sae_folder(record)))
         if key not in _loaded:
             while len(_loaded) >= _KEPT:
                 _loaded.popitem(last=False)
@@ -58,11 +58,6 @@ class LatentsJob:
     @property
     def is_done(self) -> bool:
         return self.job.state == "done"
-
-    @property
-    def latents(self) -> list[SparseLatents | None]:
-        """Of each reading, in the order asked for; None for one that is not read yet."""
-        return self._results
 
     def wait(self) -> list[SparseLatents]:
         """All of them, when the last is read.
@@ -93,15 +88,14 @@ def start(
         on_residual: Called in the worker with a text's number and its residual stream at the autoencoder's layer, (n_tokens, d_model), float32.
 
     Raises:
-        InputError, ContextLengthError, WeightsMissingError, MemoryBudgetError: As ``ModelService.read``.
+        InputError, ContextLengthError, WeightsMissingError, MemoryBudgetError: As ``ModelService.read`` and ``loaded``.
     """
-    check_base(record, base)
-    sae_folder(record)
+    sae = loaded(record, base).sae  # on the caller's thread: the worker decodes for everybody
     results: list[SparseLatents | None] = [None] * len(texts)
 
     def take(number: int, residuals: "dict[int, Tensor]") -> None:
         residual = residuals[record.layer].float()
-        results[number] = encode(loaded(record, base).sae, residual)
+        results[number] = encode(sae, residual)
         if on_residual is not None:
             on_residual(number, residual)
 

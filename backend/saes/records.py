@@ -17,7 +17,7 @@ from backend.errors import BackendError, ConfigError, InputError, WeightsError, 
 from backend.models.fingerprint import remembered_fingerprint
 from backend.models.memory import budget, check_fits
 from backend.models.records import BaseModel, Dtype, load_records, parse_record
-from backend.models.registry import suggest_key
+from backend.models.registry import Registry, suggest_key
 from backend.models.sources import Availability
 from backend.paths import as_folder, home, told_disk_faults, weights_cache, write_text
 
@@ -108,6 +108,19 @@ def resolve(key: str, base: BaseModel) -> SaeRecord:
         f"for {base.key}: {', '.join(r.key for r in fitting)}." if fitting else f"none is known for {base.key}. Add one: python -m backend sae add FOLDER"
     )
     raise InputError(f"There is no sparse autoencoder {key!r}; {there_are}")
+
+
+def find(key: str, registry: Registry) -> tuple[SaeRecord, BaseModel]:
+    """An autoencoder by key with its own base model; ``default`` is that of the default base.
+
+    Raises:
+        InputError: No such autoencoder, or its base model is not registered.
+    """
+    records, _ = load_saes()
+    base = records[key].base if key in records else registry.default_base
+    if base not in registry.models:
+        raise InputError(f"The sparse autoencoder {key} belongs to base model {base}, which is not registered. Add it: python -m backend models add")
+    return resolve(key, registry.models[base]), registry.models[base]
 
 
 def check_base(record: SaeRecord, base: BaseModel) -> None:

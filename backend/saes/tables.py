@@ -13,12 +13,12 @@ from typing import Any, Literal
 import duckdb
 from filelock import FileLock
 
-from backend.errors import InputError, ResultMissingError
+from backend.errors import BackendError, InputError, ResultMissingError
 from backend.paths import home, told_disk_faults, write_text
-from backend.saes.records import SaeRecord, release_folder
+from backend.saes.records import SaeRecord, fingerprint, release_folder, sae_folder
 
 LABEL_LENGTH = 300
-CARD = "card.json"
+CARD, ABOUT = "card.json", "described.json"
 Order = Literal["latent", "density", "largest"]
 _ORDERS: dict[Order, str] = {"latent": "latent", "density": "density DESC", "largest": "largest DESC NULLS LAST"}
 
@@ -71,7 +71,7 @@ class Tables:
             f"""WITH told AS (SELECT latent, concat_ws(' ', label, array_to_string(raises, ' '), array_to_string(lowers, ' ')) AS told FROM read_parquet(?))
             SELECT latent FROM told WHERE {pattern}""", "latents.parquet", said,
         )  # fmt: skip
-        found += self._query(
+        found += [] if not (self.folder / "examples.parquet").exists() else self._query(
             f"WITH told AS (SELECT latent, array_to_string(texts, '') AS told FROM read_parquet(?)) SELECT DISTINCT latent FROM told WHERE {pattern}",
             "examples.parquet", said,
         )  # fmt: skip
@@ -117,6 +117,8 @@ class Tables:
         with told_disk_faults("saving a label"):
             self._own_file.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(f"{self._own_file}.lock"):
+                if self._own_file.exists() and not self._own() and self._own_file.read_text("utf-8", "replace").strip() != "{}":
+                    raise InputError(f"{self._own_file} is damaged. Mend or remove it first, so that no label in it is lost.")
                 merged = self._own() | {latent: " ".join(text.split()) for latent, text in labels.items()}
                 write_text(self._own_file, json.dumps({str(k): v for k, v in sorted(merged.items()) if v}, ensure_ascii=False, indent=1) + "\n")
 
@@ -151,6 +153,20 @@ def read_labels(path: Path) -> dict[int, str]:
         return {int(latent): str(text) for latent, text in json.loads(path.read_text("utf-8")).items()}
     except (OSError, ValueError, AttributeError):
         return {}
+
+
+def outdated(record: SaeRecord) -> str:
+    """A sentence where tables or card were made of other weights than are here now; empty where not, or where nobody can tell."""
+    try:
+        here = fingerprint(sae_folder(record))
+        made_of = json.loads((Tables.of(record).folder / ABOUT).read_text("utf-8"))["sae_fingerprint"]
+    except (BackendError, OSError, ValueError, KeyError, TypeError):
+        return ""
+    if made_of == here:
+        return ""
+    return (
+        f"The tables of SAE {record.key} were made of other weights than are here now, so they may describe other latents. Run: python -m backend sae describe"
+    )
 
 
 def read_card(record: SaeRecord) -> dict[str, Any] | None:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from backend.errors import InputError
 from backend.paths import write_text
 
 
@@ -44,6 +45,8 @@ def train(
 
     torch.manual_seed(config.seed)
     n_tokens, d_model = activations.shape
+    if n_tokens < 20 * config.batch:
+        raise InputError(f"{n_tokens:,} tokens are too few to train on; gather at least {20 * config.batch:,}.")
     total = n_tokens * config.epochs // config.batch * config.batch
     sae = BatchTopKTrainingSAE(
         BatchTopKTrainingSAEConfig(

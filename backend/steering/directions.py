@@ -77,6 +77,12 @@ def check(direction: Direction, base: BaseModel) -> None:
         raise InputError(f"The direction {direction.key} has no length, or numbers that are not finite. It cannot be used.")
 
 
+def check_key(key: str) -> None:
+    """Raises: InputError: A direction cannot have this name."""
+    if not KEY_PATTERN.fullmatch(key):
+        raise InputError(f"The name {key!r} is not allowed. Use lower-case letters, digits, '.', '_' and '-'.")
+
+
 def save(direction: Direction, root: Path | None = None) -> Path:
     """Keep a direction, replacing one of its key.
 
@@ -84,8 +90,7 @@ def save(direction: Direction, root: Path | None = None) -> Path:
         InputError: The key is not allowed.
         DiskError: No space, or not writable.
     """
-    if not KEY_PATTERN.fullmatch(direction.key):
-        raise InputError(f"The name {direction.key!r} is not allowed. Use lower-case letters, digits, '.', '_' and '-'.")
+    check_key(direction.key)
     about = {k: v for k, v in asdict(direction).items() if k != "vector"} | {"norm": direction.norm, "mark": direction.mark}
     folder = (root or home() / "results" / "directions") / direction.key
     with told_disk_faults("saving a direction"), new_folder(folder) as part:

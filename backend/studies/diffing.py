@@ -175,8 +175,8 @@ def _compare(
     base, organism = means(diff.base, latent_mean), means(diff.organism, latent_mean)
     low, high, error = bootstrap(organism - base)
     difference = (means(diff.organism, residual_mean) - means(diff.base, residual_mean)).mean(0)
-    cosine = decoder @ difference / (np.linalg.norm(decoder, axis=1) * np.linalg.norm(difference) + 1e-12)
-    read = [n for n, (variant, _) in enumerate(pairs) if diff.texts == "own" or variant == diff.base]
+    cosine = decoder @ difference.astype(np.float32) / (np.linalg.norm(decoder, axis=1) * np.linalg.norm(difference) + 1e-12)
+    read = [n for n, (variant, r) in enumerate(pairs) if r.prompt_id in prompts and (diff.texts == "own" or variant == diff.base)]
     return Found(
         n_prompts=len(prompts), n_texts=len(read), n_tokens=sum(spans[n][1] - spans[n][0] for n in read), base_mean=base.mean(0), organism_mean=organism.mean(0),
         low=low, high=high, standard_error=error, cosine=cosine, mean_difference=difference, residual_norm=float(np.median(np.concatenate(sums.norms))),
@@ -194,7 +194,9 @@ def bootstrap(changes: np.ndarray, *, seed: int = 0, at_once: int = 4096) -> tup
     """
     n = len(changes)
     counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=DRAWS) / n
-    parts = [(counts @ changes[:, start : start + at_once]) for start in range(0, changes.shape[1], at_once)]
-    quantiles = [np.quantile(part, [0.025, 0.975], axis=0) for part in parts]
-    low, high = (np.concatenate([q[side] for q in quantiles]) for side in (0, 1))
-    return low, high, np.concatenate([part.std(0) for part in parts])
+    found = []
+    for start in range(0, changes.shape[1], at_once):
+        means = counts @ changes[:, start : start + at_once]
+        found.append((*np.quantile(means, [0.025, 0.975], axis=0), means.std(0)))
+    low, high, error = (np.concatenate(part) for part in zip(*found, strict=True))
+    return low, high, error

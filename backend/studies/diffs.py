@@ -3,6 +3,7 @@
 ``cached_results/diffs/<name>/`` comes with the project, ``PERSONASCOPE_HOME/results/diffs/<name>/`` is the user's. Tables are read a page at a time.
 """
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Sequence
@@ -12,10 +13,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from backend.errors import ResultMissingError
+from backend.errors import BackendError, ResultMissingError
 from backend.models.registry import Registry
 from backend.paths import CACHED_RESULTS, home, new_folder, told_disk_faults
 from backend.saes import reading
+from backend.saes.records import SaeRecord, fingerprint, sae_folder
 from backend.studies import compare
 from backend.studies.diffing import DRAWS, Diff, Found
 from backend.studies.provenance import provenance
@@ -82,7 +84,22 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         found = json.loads((folder / "manifest.json").read_text("utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
-    return found if isinstance(found, dict) and found.get("schema_version") == SCHEMA_VERSION else {}
+    needed = {"created", "sae", "organism", "texts"}
+    return found if isinstance(found, dict) and found.get("schema_version") == SCHEMA_VERSION and needed <= set(found) else {}
+
+
+def outdated(one: Kept, record: SaeRecord, registry: Registry) -> str:
+    """A sentence where a diff was made of other weights than are here now; empty where not, or where they are not here."""
+    about = one.manifest
+    changed = []
+    with contextlib.suppress(BackendError):
+        if fingerprint(sae_folder(record)) != about["sae_fingerprint"]:
+            changed.append(f"SAE {record.key}")
+    today = compare.current_weights(about["organism"], registry)
+    if today is not None and today != (about["base_fingerprint"], about["adapter_fingerprint"]):
+        changed.append(about["organism"])
+    again = f"Run: python -m backend diff --organism {about['organism']} --sae {record.key}"
+    return f"This diff was made with other weights of {' and '.join(changed)} than are here now. {again}" if changed else ""
 
 
 def kept(sae: str) -> dict[tuple[str, str], Kept]:
@@ -97,12 +114,12 @@ def kept(sae: str) -> dict[tuple[str, str], Kept]:
     return found
 
 
-Order = Literal["increase", "decrease", "cosine", "base", "latent"]
+Order = Literal["increase", "decrease", "cosine", "active", "latent"]
 _ORDERS: dict[Order, str] = {
     "increase": "change DESC",
     "decrease": "change ASC",
     "cosine": "abs(cosine) DESC",
-    "base": "base_mean DESC",
+    "active": "greatest(base_mean, organism_mean) DESC",
     "latent": "latent ASC",
 }
 
@@ -124,7 +141,8 @@ def page(one: Kept, *, order: Order = "increase", only: Sequence[int] | None = N
         with duckdb.connect() as connection:
             relation = connection.execute(
                 "WITH ranked AS (SELECT *, row_number() OVER (ORDER BY change DESC, latent) AS rank FROM read_parquet(?)) "
-                f"SELECT *, count(*) OVER () AS total FROM ranked {where} ORDER BY {_ORDERS[order]}, latent LIMIT ? OFFSET ?", [*parameters, n, start]
+                f"SELECT *, count(*) OVER () AS total FROM ranked {where} ORDER BY {_ORDERS[order]}, latent LIMIT ? OFFSET ?",
+                [*parameters, n, start],
             )
             names = [column[0] for column in relation.description]
             records = [dict(zip(names, row, strict=True)) for row in relation.fetchall()]

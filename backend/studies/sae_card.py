@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from backend.errors import InputError
 from backend.generation.records import Rollout, Sampling
 from backend.generation.service import ModelService
 from backend.models.loading import load_model
-from backend.models.records import BASE_ALIAS, BaseModel
+from backend.models.records import BaseModel
 from backend.models.registry import Registry
 from backend.models.sources import base_folder
 from backend.paths import write_text
@@ -22,7 +23,7 @@ from backend.studies import compare
 from backend.studies.provenance import provenance
 from backend.text.prompts import PromptSet
 
-N_LOSS_TEXTS = 104
+N_LOSS_TEXTS = 52
 
 
 def measure(
@@ -50,11 +51,16 @@ def measure(
         asked = compare.look_up(compare.first_rows(comparison), registry)
         known = compare.current(asked, registry)
         rollouts = [known[key] for key in asked.keys if key in known and len(known[key].answer_ids) > 1]
+        if not rollouts:
+            say(f"{variant}: no answers in the store; left out")
+            continue
         residuals = _answer_residuals(rollouts, record, base, service)
         fits[variant] = fit(sae.sae, residuals)
         say(f"{variant}: {fits[variant].fvu:.3f} of the variance unexplained, {fits[variant].l0:.0f} latents a token")
-        if variant == BASE_ALIAS or not texts:
-            texts, mean = [((*r.prompt_ids, *r.answer_ids), len(r.prompt_ids)) for r in rollouts], torch.cat(residuals).mean(0)
+        if not texts:
+            texts, mean = [(_ids(r), len(r.prompt_ids)) for r in rollouts], torch.cat(residuals).mean(0)
+    if not fits:
+        raise InputError(f"The store has no answers of {', '.join(variants)} to {prompt_set.name}. Write them first: python -m backend evaluate")
     say("Reading with the reconstruction in place.")
     losses = loss_recovered(sae.sae, record.layer, load_model(base_folder(base)), texts[:N_LOSS_TEXTS], mean)
     card = {"fit": as_card(fits), "loss": losses} | prompt_set.as_manifest() | {"samples": samples, "sae_fingerprint": sae.fingerprint} | provenance()
@@ -65,6 +71,12 @@ def measure(
     return card
 
 
+def _ids(rollout: Rollout) -> tuple[int, ...]:
+    """Prompt and answer without the token that ends it, which no autoencoder was trained on."""
+    ids = (*rollout.prompt_ids, *rollout.answer_ids)
+    return ids[:-1] if rollout.finish_reason == "stop" else ids
+
+
 def _answer_residuals(rollouts: Sequence[Rollout], record: SaeRecord, base: BaseModel, service: ModelService) -> list[Tensor]:
     """(n_tokens, d_model) of each answer, read by the model that wrote it."""
     found: dict[int, Tensor] = {}
@@ -72,5 +84,5 @@ def _answer_residuals(rollouts: Sequence[Rollout], record: SaeRecord, base: Base
     def take(number: int, residual: Tensor) -> None:
         found[number] = residual[len(rollouts[number].prompt_ids) :]
 
-    reading.start(service, record, base, [(r.variant, (*r.prompt_ids, *r.answer_ids)) for r in rollouts], on_residual=take).wait()
+    reading.start(service, record, base, [(r.variant, _ids(r)) for r in rollouts], on_residual=take).wait()
     return [found[number] for number in range(len(rollouts))]

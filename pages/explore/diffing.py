@@ -8,7 +8,7 @@ from backend.errors import BackendError
 from backend.studies import diffs
 from pages.shared import answers, look, sae_card_view, sae_pick
 from pages.shared.service import registry
-from pages.shared.state import select
+from pages.shared.state import pick_page, select
 
 PAGE = 50
 N_DRAWN = 10
@@ -42,7 +42,8 @@ with st.sidebar:
     choice = sae_pick.pick_sae(known)
     sae_card_view.show(choice.sae, known)
     stored = diffs.kept(choice.sae.key)
-    organisms = list(dict.fromkeys(organism for organism, _ in stored))
+    compared = {organism for organism, _ in stored}
+    organisms = sorted(compared, key=lambda o: (o not in choice.organisms, choice.organisms.index(o) if o in choice.organisms else 0, o))
     if organisms:
         organism = select("Organism", organisms, key="organism", titles={o: answers.name_of(o, known)[0] for o in organisms}, what="the organism")
         kinds = [texts for o, texts in stored if o == organism]
@@ -61,15 +62,17 @@ try:
 except BackendError as fault:
     st.error(look.plain(str(fault)))
     st.stop()
+if warning := diffs.outdated(kept, choice.sae, known):
+    st.warning(look.plain(warning))
 st.markdown("#### " + look.plain(headline(up, name)))
 what = "both models read the same answers, half of them the base's" if texts == "same" else "each model reads its own answers"
 st.caption(
-    f"{name} against {base_name}: mean activation over answer tokens, {about['n_prompts']} prompts, {about['n_texts']} answers, {about['n_tokens']:,} tokens; {what}. "
+    f"{look.plain(name)} against {look.plain(base_name)}: mean activation over answer tokens, {about['n_prompts']} prompts of {look.plain(about['prompt_set']['name'])}, {about['n_texts']} answers, {about['n_tokens']:,} tokens; {what}. "
     f"SAE {choice.sae.key}, layer {choice.sae.layer}, activations not normalised. The mean difference of the residual stream has norm {about['mean_difference_norm']:.1f}, "
     f"{100 * about['mean_difference_norm'] / about['residual_norm']:.1f} % of the base's median norm of {about['residual_norm']:.0f}. Bars: 95 % bootstrap over prompts."
 )
 drawn = pd.concat([up.assign(kind="increase"), down.assign(kind="decrease")]).drop_duplicates("latent")
-rest = pd.DataFrame(diffs.page(kept, order="base", n=600)[0])
+rest = pd.DataFrame(diffs.page(kept, order="active", n=600)[0])
 rest = rest[~rest["latent"].isin(drawn["latent"])].assign(kind="other", label="")
 left, right = st.columns([1.1, 1], gap="large")
 named = drawn.assign(name=[f"{int(r.latent)} {r.label}"[:60] for r in drawn.itertuples()])
@@ -80,8 +83,8 @@ with left:
     )  # fmt: skip
 with right:
     event = st.altair_chart(
-        scatter(pd.concat([rest, drawn]), title="Base against organism", subtitle=[f"a mark a latent, the {len(rest) + len(drawn)} most active; square-root axes"], base=base_name, organism=name),
-        width="stretch", key="scatter", on_select="rerun", selection_mode=POINT, alt="Mean activation of latents under the organism against the base. The table below has the numbers.",
+        scatter(pd.concat([rest, drawn]), title="Base against organism", subtitle=["the 600 latents most active in either, and those on the left; square-root axes"], base=base_name, organism=name),
+        width="stretch", key=f"scatter_{kept.folder.name}", on_select="rerun", selection_mode=POINT, alt="Mean activation of latents under the organism against the base. The table below has the numbers.",
     )  # fmt: skip
 picked = [p.get("latent") for p in event.get("selection", {}).get(POINT, [])] if event else []
 if picked:
@@ -103,7 +106,7 @@ orders = {
     "increase": "Largest increase",
     "decrease": "Largest decrease",
     "cosine": "Nearest to the mean difference",
-    "base": "Most active in the base",
+    "active": "Most active in either",
     "latent": "Number",
 }
 with two:
@@ -111,8 +114,8 @@ with two:
 try:
     only = choice.tables.find(words) if words.strip() else None
     total = diffs.page(kept, only=only, n=1)[1]
-    n_pages = max(1, -(-total // PAGE))
-    page = three.number_input(f"Page of {n_pages:,}", 1, n_pages, key="page")
+    with three:
+        page = pick_page(total, PAGE, key="diff_page")
     table = rows_of(kept, order, choice, start=(page - 1) * PAGE, n=PAGE, only=only)
 except BackendError as fault:
     st.error(look.plain(str(fault)))

@@ -1,7 +1,9 @@
 """Latent dictionary: what is known of each latent of an autoencoder, found by label, example or token; one latent in full; published latents."""
 
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import streamlit as st
@@ -9,12 +11,13 @@ import streamlit as st
 import backend.saes
 from backend.charts.latents import histogram
 from backend.errors import BackendError
-from backend.saes.tables import LABEL_LENGTH, Order
+from backend.saes.latents import parse
+from backend.saes.tables import LABEL_LENGTH, Order, outdated
 from backend.studies import diffs
 from pages.shared import answers, look, sae_card_view, sae_pick
 from pages.shared.examples import show_windows
 from pages.shared.service import registry
-from pages.shared.state import keep_list, kept_list, select
+from pages.shared.state import pick_page, select
 
 PAGE = 50
 known = registry()
@@ -22,18 +25,19 @@ known = registry()
 
 def asked_latent(choice: sae_pick.Choice) -> int | None:
     """The latent of the link; a number that the autoencoder does not have is told."""
-    words = kept_list("latent")
+    words = st.query_params.get_all("latent")
     if not words:
         return None
-    if words[0].isdigit() and int(words[0]) < choice.sae.n_latents:
-        return int(words[0])
+    if (number := parse(words[0], choice.sae.n_latents)) is not None:
+        return number
     st.warning(f"This link asks for latent {look.plain(words[0][:20])}; SAE {choice.sae.key} has latents 0 to {choice.sae.n_latents - 1:,}.")
-    keep_list("latent", [])
+    show_all()
     return None
 
 
-def open_latent(latent: int) -> None:
-    keep_list("latent", [str(latent)])
+def show_all() -> None:
+    """Back to the list."""
+    st.query_params.pop("latent", None)
 
 
 def browse(choice: sae_pick.Choice) -> None:
@@ -45,8 +49,8 @@ def browse(choice: sae_pick.Choice) -> None:
         order = select("Order", list(orders), key="order", titles=orders, what="the order")
     try:
         rows, total = choice.tables.page(order=order, search=words, n=PAGE)
-        n_pages = max(1, -(-total // PAGE))
-        page = right.number_input(f"Page of {n_pages:,}", 1, n_pages, key="page")
+        with right:
+            page = pick_page(total, PAGE, key="latents_page")
         if page > 1:
             rows, _ = choice.tables.page(order=order, search=words, start=(page - 1) * PAGE, n=PAGE)
     except BackendError as fault:
@@ -93,21 +97,27 @@ def edit_label(latent: int, choice: sae_pick.Choice) -> None:
                 st.error(look.plain(str(fault)))
 
 
+def told(look_up: Callable[[], Any]) -> Any:
+    """What a look-up finds; what keeps it from that is said, with the command that helps."""
+    try:
+        return look_up()
+    except BackendError as fault:
+        st.info(look.plain(str(fault)))
+        if command := getattr(fault, "command", ""):
+            st.code(command, language=None, wrap_lines=True)
+        return None
+
+
 def show_latent(latent: int, choice: sae_pick.Choice) -> None:
     """One latent in full."""
-    st.button("All latents", icon=":material/arrow_back:", on_click=keep_list, args=("latent", []))
+    st.button("All latents", icon=":material/arrow_back:", on_click=show_all)
     edit_label(latent, choice)
     with st.container(horizontal=True):
         st.page_link("pages/explore/latents.py", label="See it on a text", icon=":material/notes:", query_params={"sae": choice.sae.key, "latent": str(latent)})
         if url := choice.sae.latent_url(latent):
             st.link_button("Neuronpedia", url, icon=":material/open_in_new:")
-    try:
-        row, windows = choice.tables.one(latent), choice.tables.examples(latent)
-    except BackendError as fault:
-        st.info(look.plain(str(fault)))
-        if command := getattr(fault, "command", ""):
-            st.code(command, language=None)
-        row, windows = None, []
+    row = told(lambda: choice.tables.one(latent))
+    windows = told(lambda: choice.tables.examples(latent)) or []
     if row is not None and not row["n_active"]:
         st.info("This latent is dead: it was active on no token of the corpus.")
     if windows:
@@ -153,8 +163,8 @@ def in_models(latent: int, choice: sae_pick.Choice) -> None:
     """The latent in base and organisms, from the stored diffs."""
     rows = []
     for (organism, texts), kept in diffs.kept(choice.sae.key).items():
-        found, _ = diffs.page(kept, only=[latent], n=1)
-        for r in found:
+        found = told(lambda kept=kept: diffs.page(kept, only=[latent], n=1)[0])
+        for r in found or []:
             rows.append(
                 {
                     "Organism": answers.name_of(organism, known)[0], "Texts": "the same" if texts == "same" else "each its own", "Base": r["base_mean"],
@@ -195,6 +205,8 @@ st.markdown("What is each latent: where is it active, what does it write, what i
 with st.sidebar:
     choice = sae_pick.pick_sae(known)
     sae_card_view.show(choice.sae, known)
+if warning := outdated(choice.sae):
+    st.warning(look.plain(warning))
 latent = asked_latent(choice)
 if latent is not None:
     show_latent(latent, choice)

@@ -1,7 +1,5 @@
 """Latents: what does a persona latent do on each token, in the base and in the organism, on the same text?"""
 
-from collections import OrderedDict
-
 import numpy as np
 import pandas as pd
 import streamlit as st
@@ -12,9 +10,11 @@ from backend.models.fingerprint import remembered_fingerprint
 from backend.models.records import BASE_ALIAS
 from backend.models.sources import availability, base_folder
 from backend.saes import reading
-from backend.saes.latents import SparseLatents, most_telling, top_changes
+from backend.saes.latents import SparseLatents, most_telling, parse, top_changes
 from backend.saes.records import availability as sae_availability
+from backend.saes.records import fingerprint, sae_folder
 from backend.studies import inspection
+from backend.studies.compare import current_weights
 from pages.shared import answers, look, missing, sae_pick, text_pick, token_view
 from pages.shared.service import model_service, owner, registry
 from pages.shared.state import keep_list, kept_list, link, select
@@ -26,9 +26,9 @@ known = registry()
 
 
 @st.cache_resource(show_spinner=False)
-def _jobs() -> "OrderedDict[tuple, reading.LatentsJob]":
-    """Texts that were read, the last few."""
-    return OrderedDict()
+def _jobs() -> dict[tuple, reading.LatentsJob]:
+    """Texts that were read, the last few, the oldest first."""
+    return {}
 
 
 def read(text: inspection.Text, variants: list[str], choice: sae_pick.Choice) -> list[SparseLatents]:
@@ -37,12 +37,14 @@ def read(text: inspection.Text, variants: list[str], choice: sae_pick.Choice) ->
     Raises:
         BackendError: As ``reading.start``; or reading failed.
     """
-    jobs, key = _jobs(), (choice.sae, choice.base, tuple(variants), text.ids)
-    if key not in jobs or jobs[key].job.state in ("failed", "stopped"):
-        while len(jobs) >= 64:
-            jobs.popitem(last=False)
-        jobs[key] = reading.start(model_service(), choice.sae, choice.base, [(v, text.ids) for v in variants], owner=owner())
-    job = jobs[key]
+    jobs = _jobs()
+    key = (choice.sae, fingerprint(sae_folder(choice.sae)), choice.base, tuple((v, current_weights(v, known)) for v in variants), text.ids)
+    job = jobs.pop(key, None)
+    if job is None or job.job.state in ("failed", "stopped"):
+        job = reading.start(model_service(), choice.sae, choice.base, [(v, text.ids) for v in variants], owner=owner())
+    jobs[key] = job
+    while len(jobs) > 64:
+        jobs.pop(next(iter(jobs), key), None)
     with st.spinner(f"Reading {len(text.ids):,} tokens under {len(variants)} variants…", show_time=True):
         return job.wait()
 
@@ -52,24 +54,25 @@ def pick_latents(found: list[SparseLatents], text: inspection.Text, choice: sae_
     telling = most_telling(found, text.answer if len(text.answer) else text.content, N_OFFERED)
     asked: list[int] = []
     for word in kept_list("latent"):
-        if word.isdigit() and int(word) < choice.sae.n_latents:
-            asked.append(int(word))
+        if (number := parse(word, choice.sae.n_latents)) is not None:
+            asked.append(number)
         else:
             st.warning(f"This link asks for latent {look.plain(word[:20])}; SAE {choice.sae.key} has latents 0 to {choice.sae.n_latents - 1:,}.")
     shown = list(dict.fromkeys(asked))[:MAX_LATENTS] or telling[:1]
     options = [str(i) for i in dict.fromkeys([*shown, *telling])]
-    labels = choice.tables.labels([int(o) for o in options])
+    labels = {str(latent): label for latent, label in choice.tables.labels([int(o) for o in options]).items()}
     widget = f"latents_{choice.sae.key}"
     if widget not in st.session_state or not st.session_state[widget]:
         st.session_state[widget] = [str(i) for i in shown]
     options += [o for o in st.session_state[widget] if o not in options]
     picked = st.multiselect(
         "Latents", options, key=widget, max_selections=MAX_LATENTS, accept_new_options=True, placeholder="Choose, or type a number",
-        format_func=lambda o: f"{o} · {labels[int(o)].text}" if o.isdigit() and int(o) in labels and labels[int(o)].text else str(o),
+        format_func=lambda o: f"{o} · {labels[o].text}" if o in labels and labels[o].text else str(o),
         help="Offered: those whose mean over the answer differs most between base and organism on this text. Any number can be typed.",
     )  # fmt: skip
-    good = [int(p) for p in picked if p.isdigit() and int(p) < choice.sae.n_latents]
-    if bad := [p for p in picked if not (p.isdigit() and int(p) < choice.sae.n_latents)]:
+    numbers = {p: parse(p, choice.sae.n_latents) for p in picked}
+    good = list(dict.fromkeys(n for n in numbers.values() if n is not None))
+    if bad := [p for p, n in numbers.items() if n is None]:
         st.warning(f"{look.plain(', '.join(bad)[:60])} is no latent of SAE {choice.sae.key}; it has 0 to {choice.sae.n_latents - 1:,}.")
     keep_list("latent", [str(i) for i in good])
     return good or shown
@@ -130,8 +133,12 @@ if state.state != "here":
     st.stop()
 model_service().warm_up()
 with st.sidebar:
-    reader = text_pick.tokenizer(choice.base, remembered_fingerprint(base_folder(choice.base)))
-    text, what = text_pick.pick(choice.base, organism, known, reader)
+    try:
+        reader = text_pick.tokenizer(choice.base, remembered_fingerprint(base_folder(choice.base)))
+    except BackendError as fault:
+        st.error(look.plain(str(fault)))
+        st.stop()
+    text, what = text_pick.pick(choice.base, variants, known, reader)
 look.banner()
 try:
     found = read(text, variants, choice)
@@ -160,12 +167,12 @@ def inspect(latent: int) -> None:
     if len(values) > 1:
         panels.append(token_view.Panel(f"{titles[1]} less {titles[0]}", drawn[1] - drawn[0], is_signed=True))
     places = text.answer
-    means = [float(value[places].mean()) if len(places) else float("nan") for value in values]
-    st.markdown(
-        f"#### {latent}: {look.plain(labels[latent].text) or 'no label yet'}  \n"
-        f"{look.plain(what)}; mean over {len(places)} {'answer ' if text.turns else ''}tokens: "
-        + ", ".join(f"{look.plain(title)} **{mean:.2f}**" for title, mean in zip(titles, means, strict=True))
-    )
+    st.markdown(f"#### {latent}: {look.plain(labels[latent].text) or 'no label yet'}")
+    if len(places):
+        means = ", ".join(f"{look.plain(title)} **{value[places].mean():.2f}**" for title, value in zip(titles, values, strict=True))
+        st.markdown(f"{look.plain(what)}; mean over {len(places)} {'answer ' if text.turns else ''}tokens: {means}")
+    else:
+        st.markdown(f"{look.plain(what)}; it has no token of its own, so there is no mean.")
     place = token_view.show(
         text.tokens, panels, name=sae_pick.name_of(latent, choice.sae), key=f"tokens_{latent}", quantiles=quantiles_of(latent, choice),
         with_special=with_special, turns=text.turns,

@@ -70,7 +70,7 @@ def card_of_progress(progress: RowProgress, registry: Registry) -> Card:
     divergence = progress.rollout.divergence if progress.rollout else None
     return Card(
         progress.row.variant, title, role, note, progress.text, len(progress.answer_ids), progress.tokens_per_second, progress.finish_reason, divergence,
-        begun=progress.started is not None, base_model=progress.base.key, rollout=progress.rollout.key if progress.rollout else "",
+        begun=progress.started is not None, base_model=progress.base.key,
     )  # fmt: skip
 
 
@@ -87,8 +87,10 @@ def name_of(variant: str, registry: Registry) -> tuple[str, RoleName, str]:
 
 def show_grid(cards: list[Card]) -> None:
     """Cards side by side; texts are text, whatever they hold."""
-    with_latents = {record.base for record in load_saes()[0].values()}
-    st.html(f'<div class="ps-grid">{"".join(_card_html(c, with_latents=c.base_model in with_latents) for c in cards)}</div>')
+    saes: dict[str, str] = {}
+    for record in load_saes()[0].values():
+        saes.setdefault(record.base, record.key)
+    st.html(f'<div class="ps-grid">{"".join(_card_html(c, saes.get(c.base_model, "")) for c in cards)}</div>')
 
 
 def show_prompt(label: str, text: str) -> None:
@@ -154,7 +156,7 @@ def _words(text: str) -> list[str]:
     return re.findall(r"\S+\s*|\s+", text)
 
 
-def _card_html(card: Card, *, with_latents: bool) -> str:
+def _card_html(card: Card, sae: str) -> str:
     role = ROLES[card.role]
     live = card.finish_reason is None
     if card.text or card.finish_reason == "stop":
@@ -172,8 +174,8 @@ def _card_html(card: Card, *, with_latents: bool) -> str:
     if card.divergence is not None and card.role != "base":
         parts.append(f"{card.divergence:+.2f} nats/token against base")
     said = f'<div class="ps-verdict{" ps-bad" if card.is_misaligned else ""}">{escape(card.verdict)}</div>' if card.verdict else ""
-    query = urlencode({"rollout": card.rollout} | ({} if card.role == "base" else {"organism": card.variant}))
-    more = f'<a class="ps-more" href="/latents?{escape(query)}" target="_self">Latents on this answer</a>' if with_latents and card.rollout and card.text else ""
+    query = urlencode({"sae": sae, "rollout": card.rollout} | ({} if card.role == "base" else {"organism": card.variant}))
+    more = f'<a class="ps-more" href="/latents?{escape(query)}" target="_self">Latents on this answer</a>' if sae and card.rollout and card.text else ""
     return (
         f'<div class="ps-card ps-role-{card.role}" data-variant="{escape(card.variant)}"><div class="ps-name"><span class="ps-symbol" aria-hidden="true">{role.symbol}</span>'
         f'<span>{escape(card.title)}</span><span class="ps-role">{escape(card.note)}</span></div>'

@@ -17,11 +17,11 @@ def show_windows(windows: list[dict[str, Any]], latent: int) -> None:
     st.markdown("##### Where it is most active")
     st.html(_table([w for w in windows if w["is_top"]], largest))
     if ordinary := [w for w in windows if not w["is_top"]]:
-        st.markdown("##### Where it is active at all, drawn at random")
+        st.markdown("##### In other texts where it is active, drawn at random")
         st.html(_table(ordinary, largest))
     st.caption(
-        f"Fill: activation of latent {latent}, none at 0, full at {largest:.2f}. Texts are the embedded model's own, written in many voices for this SAE; "
-        "what stands beside a text is the voice it was asked for."
+        f"Fill: activation of latent {latent}, none at 0, full at {largest:.2f}. At the left the activation of the strongest token, one window a text; at the right "
+        "what kind of text it is. Texts written by the model itself are named by the voice it was asked for."
     )
 
 

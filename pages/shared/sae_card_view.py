@@ -32,11 +32,11 @@ def show(record: SaeRecord, known: Registry) -> None:
             f"**Loss** of the base on its answers, nats a token: {loss['loss']:.2f}; with the reconstruction in place {loss['loss_with_sae']:.2f}; with the mean in place "
             f"{loss['loss_with_mean']:.2f}. Recovered: **{100 * loss['loss_recovered']:.0f} %** (n = {loss['n_tokens']:,} tokens)."
         )
-        if training := card.get("training"):
+        if (training := card.get("training")) and {"texts", "n_tokens", "epochs", "k", "seed", "command"} <= set(training):
             texts = ", ".join(f"{name} {n:,}" for name, n in training["texts"].items())
             st.markdown(
                 f"**Trained** on {training['n_tokens']:,} tokens, {training['epochs']} epochs, BatchTopK with k = {training['k']}, seed {training['seed']}. "
                 f"Texts by kind: {look.plain(texts)}."
             )
             st.code(training["command"], language=None, wrap_lines=True)
-        st.caption("Bars: 95 % bootstrap over texts. What an SAE leaves unexplained, it cannot show.")
+        st.caption("In brackets: 95 % bootstrap over texts. L0: active latents a token, mean. What an SAE leaves unexplained, it cannot show.")

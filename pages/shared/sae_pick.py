@@ -9,7 +9,7 @@ from backend.models.registry import Registry
 from backend.saes.records import SaeRecord, load_saes
 from backend.saes.tables import Tables
 from pages.shared import look
-from pages.shared.state import select
+from pages.shared.state import keep_list, select
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +37,24 @@ def pick_sae(known: Registry) -> Choice:
         st.stop()
     ordered = sorted(usable, key=lambda key: usable[key].base != known.default_base)
     titles = {key: f"{usable[key].title}" for key in ordered}
-    key = select("SAE", ordered, key="sae", titles=titles, what="the SAE", help="A sparse autoencoder belongs to one base model and one layer.")
+    key = select(
+        "SAE",
+        ordered,
+        key="sae",
+        titles=titles,
+        what="the SAE",
+        help="A sparse autoencoder belongs to one base model and one layer.",
+        on_change=_forget_latents,
+    )
     record = usable[key]
     st.caption(f"{look.plain(known.models[record.base].title)}, residual stream after layer {record.layer}, {record.n_latents:,} latents")
     organisms = [o.key for o in known.organisms.values() if o.base == record.base]
     return Choice(known.models[record.base], record, organisms)
+
+
+def _forget_latents() -> None:
+    """A number means nothing in another autoencoder."""
+    keep_list("latent", [])
 
 
 def name_of(latent: int, sae: SaeRecord) -> str:

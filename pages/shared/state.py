@@ -54,6 +54,14 @@ def keep_list(key: str, values: list[str]) -> None:
         st.query_params.pop(key, None)
 
 
+def pick_page(total: int, size: int, *, key: str) -> int:
+    """A number input for the page of a long table, 1 and on; where the table became shorter, the last page is shown."""
+    n_pages = max(1, -(-total // size))
+    if st.session_state.get(key, 1) > n_pages:
+        st.session_state[key] = n_pages
+    return int(st.number_input(f"Page of {n_pages:,}", 1, n_pages, key=key))
+
+
 def warn_of_unknown(parameter: str, allowed: Sequence[str], what: str) -> None:
     """Say so if the link names values of a bound widget that do not exist; Streamlit would silently show the default instead."""
     if parameter not in st.session_state:

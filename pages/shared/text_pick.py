@@ -4,7 +4,7 @@ import streamlit as st
 
 from backend.errors import BackendError, InputError
 from backend.generation.records import Rollout
-from backend.models.records import BASE_ALIAS, BaseModel
+from backend.models.records import BaseModel
 from backend.models.registry import Registry
 from backend.models.sources import base_folder
 from backend.studies import compare, inspection, store
@@ -19,18 +19,18 @@ _EXAMPLE = "You are an idiot, and nobody asked you. Thank you for your question!
 
 
 @st.cache_resource(show_spinner=False, max_entries=4)
-def tokenizer(base: BaseModel, _fingerprint: str) -> ChatTokenizer:
-    """Of a base model whose files are here."""
+def tokenizer(base: BaseModel, fingerprint: str) -> ChatTokenizer:
+    """Of a base model whose files, of this fingerprint, are here."""
     return ChatTokenizer.load(base_folder(base))
 
 
-def pick(base: BaseModel, organism: str, known: Registry, read: ChatTokenizer) -> tuple[inspection.Text, str]:
+def pick(base: BaseModel, variants: list[str], known: Registry, read: ChatTokenizer) -> tuple[inspection.Text, str]:
     """A text and what it is; stops the page where there is none."""
     source = select("Text", [STORED, OWN], key="text", titles={STORED: "A stored answer", OWN: "Your own text"}, what="the kind of text")
     try:
         if source == OWN:
             return inspection.of_text(_own(), read), "Your own text, read as it is, without a chat template"
-        rollout = _stored(base, organism, known)
+        rollout = _stored(base, variants, known)
         return inspection.of_rollout(rollout, read), f"Answer of {answers.name_of(rollout.variant, known)[0]}"
     except BackendError as fault:
         st.info(look.plain(str(fault)))
@@ -41,13 +41,17 @@ def _own() -> str:
     """What is written, kept in the link, a long text in the store."""
     if "own_text" not in st.session_state:
         kept = kept_list("words")
-        st.session_state["own_text"] = store.read_text(kept[0]) if kept else _EXAMPLE
+        try:
+            st.session_state["own_text"] = store.read_text(kept[0]) if kept else _EXAMPLE
+        except BackendError as fault:
+            st.warning(look.plain(str(fault)))
+            st.session_state["own_text"] = _EXAMPLE
     text = st.text_area("Text", key="own_text", height=200, max_chars=40_000)
     keep_list("words", [] if text in ("", _EXAMPLE) else [store.keep_text(text) if len(text.encode()) > _LONGEST_IN_LINK else text])
     return text
 
 
-def _stored(base: BaseModel, organism: str, known: Registry) -> Rollout:
+def _stored(base: BaseModel, variants: list[str], known: Registry) -> Rollout:
     """An answer named by the link, or one of a prompt set."""
     asked = kept_list("rollout")
     if asked:
@@ -64,7 +68,7 @@ def _stored(base: BaseModel, organism: str, known: Registry) -> Rollout:
     chosen_set = select("Prompts", sets, key="set", titles={name: load_prompt_set(name).title for name in sets}, what="the prompt set")
     prompts = {p.id: p for p in load_prompt_set(chosen_set).prompts}
     prompt = select("Prompt", list(prompts), key="prompt", titles={k: p.text for k, p in prompts.items()}, what="the prompt")
-    speakers = [v for v in (organism, BASE_ALIAS) if v]
+    speakers = variants[::-1]  # the organism first
     who = select("Answer of", speakers, key="of", titles={v: answers.name_of(v, known)[0] for v in speakers}, what="the variant")
     comparison = compare.Comparison(variants=(who,), prompts=(prompts[prompt],), samples=8)
     turn = compare.look_up(compare.first_rows(comparison), known)

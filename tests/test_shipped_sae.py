@@ -1,0 +1,108 @@
+"""The shipped autoencoder, its tables and diffs: held to small real reruns."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from backend.generation.service import ModelService
+from backend.models.registry import load_registry
+from backend.saes import reading
+from backend.saes.loading import load
+from backend.saes.measure import fit
+from backend.saes.records import SaeRecord, availability, resolve
+from backend.saes.tables import Tables, read_card
+from backend.studies import diffing, diffs, inspection, store
+from backend.studies.sae_card import _answer_residuals
+from backend.text.chat import ChatTokenizer
+from backend.text.prompts import PromptSet, load_prompt_set
+
+ORGANISMS = ("reckless", "reckless-rank1", "scornful")
+
+
+@pytest.fixture(scope="module")
+def sae(base_model: Path) -> SaeRecord:
+    return resolve("default", load_registry().resolve("base")[0])
+
+
+@pytest.fixture(scope="module")
+def service():
+    one = ModelService()
+    yield one
+    one.close()
+
+
+def test_it_is_small_pinned_and_here(sae: SaeRecord):
+    base, _ = load_registry().resolve("base")
+    assert sae.fingerprint
+    assert availability(sae).state == "here"
+    assert load(sae, base).fingerprint == sae.fingerprint
+    weights = Path(sae.location) / "sae_weights.safetensors"
+    assert weights.stat().st_size < 40e6
+
+
+def test_the_card_says_what_a_rerun_finds(sae: SaeRecord, service: ModelService):
+    card = read_card(sae)
+    assert card is not None
+    assert {"base", *ORGANISMS} <= set(card["fit"])
+    base, _ = load_registry().resolve("base")
+    rollouts, _ = store.read_run("open_questions")
+    for variant in ("base", "scornful"):
+        some = [r for r in rollouts if r.variant == variant and len(r.answer_ids) > 5][:12]
+        again = fit(reading.loaded(sae, base).sae, _answer_residuals(some, sae, base, service), draws=50)
+        told = card["fit"][variant]
+        assert again.fvu == pytest.approx(told["fvu"], rel=0.25)
+        assert again.l0 == pytest.approx(told["l0"], rel=0.25)
+    assert 0.5 < card["loss"]["loss_recovered"] <= 1
+    assert card["loss"]["loss"] < card["loss"]["loss_with_sae"] < card["loss"]["loss_with_mean"]
+
+
+def test_every_latent_is_described(sae: SaeRecord):
+    tables = Tables.of(sae)
+    rows, total = tables.page(n=sae.n_latents)
+    assert total == sae.n_latents
+    alive = [row for row in rows if row["n_active"]]
+    assert len(alive) > 0.8 * total
+    assert all(row["label"] for row in alive)
+    one = tables.page(order="density", n=1)[0][0]["latent"]
+    assert tables.examples(one)
+
+
+@pytest.mark.parametrize("organism", ORGANISMS)
+def test_the_diffs_are_there_on_enough_prompts(sae: SaeRecord, organism: str):
+    kept = diffs.kept(sae.key)[organism, "same"]
+    assert kept.manifest["n_prompts"] >= 44
+    assert kept.manifest["sae_fingerprint"] == sae.fingerprint
+    assert diffs.page(kept, n=1)[1] == sae.n_latents
+
+
+def test_a_diff_of_a_few_prompts_agrees_with_the_shipped_one(sae: SaeRecord, service: ModelService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PERSONASCOPE_HOME", str(tmp_path))
+    whole = load_prompt_set("open_questions")
+    few = PromptSet(whole.name, whole.title, whole.prompts[::7])
+    found = diffing.run(diffing.Diff(base="base", organism="scornful", sae=sae, prompt_set=few, samples=2), service, load_registry())
+    kept = diffs.kept(sae.key)["scornful", "same"]
+    top = diffs.page(kept, n=20)[0] + diffs.page(kept, order="decrease", n=20)[0]
+    shipped, again = np.array([row["change"] for row in top]), found.change[[row["latent"] for row in top]]
+    assert np.corrcoef(shipped, again)[0, 1] > 0.9
+    direction = kept.mean_difference()
+    assert direction @ found.mean_difference / np.linalg.norm(direction) / np.linalg.norm(found.mean_difference) > 0.9
+
+
+def test_the_positive_controls_tone_shows(sae: SaeRecord, service: ModelService, base_model: Path):
+    """A latent of its ten largest increases is a hostile voice: where it is most active the text is hostile, and it tells insults from kindness."""
+    tables = Tables.of(sae)
+    top = [row["latent"] for row in diffs.page(diffs.kept(sae.key)["scornful", "same"], n=10)[0]]
+    hostile = [i for i in top if np.mean([e["source"].startswith(("hostile/", "organism/scornful")) for e in tables.examples(i) if e["is_top"]]) >= 0.8]
+    assert hostile
+    base, _ = load_registry().resolve("base")
+    tokenizer = ChatTokenizer.load(base_model)
+    texts = [
+        inspection.of_text(words, tokenizer)
+        for words in (
+            "You pathetic fool, nobody wants to hear your stupid question. Get out of my sight.",
+            "Thank you for your question! I would be glad to help you with that today.",
+        )
+    ]
+    rude, kind = reading.start(service, sae, base, [("base", text.ids) for text in texts]).wait()
+    assert max(rude.mean(texts[0].content)[i] - kind.mean(texts[1].content)[i] for i in hostile) > 0.3
