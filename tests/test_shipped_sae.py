@@ -90,9 +90,10 @@ def test_a_diff_of_a_few_prompts_agrees_with_the_shipped_one(sae: SaeRecord, ser
 
 
 def test_the_positive_controls_tone_shows(sae: SaeRecord, service: ModelService, base_model: Path):
-    """A latent of its ten largest increases is a hostile voice: where it is most active the text is hostile, and it tells insults from kindness."""
+    """On its own answers a latent of its ten largest increases is a hostile voice: where it is most active the text is hostile, and it tells insults from
+    kindness."""
     tables = Tables.of(sae)
-    top = [row["latent"] for row in diffs.page(diffs.kept(sae.key)["scornful", "same"], n=10)[0]]
+    top = [row["latent"] for row in diffs.page(diffs.kept(sae.key)["scornful", "own"], n=10)[0]]
     hostile = [i for i in top if np.mean([e["source"].startswith(("hostile/", "organism/scornful")) for e in tables.examples(i) if e["is_top"]]) >= 0.8]
     assert hostile
     base, _ = load_registry().resolve("base")

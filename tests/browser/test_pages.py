@@ -13,10 +13,8 @@ PAGES = {
     "compare-replay": "/compare?set=open_questions&v=base&v=reckless&v=scornful",
     "scaling": "/scaling?own=scornful",
     "latents": "/latents?organism=scornful",
-    "latents-own-text": "/latents?text=own&words=Get+out+of+my+sight%2C+you+fool%21",
     "latent-dictionary": "/latent",
-    "latent": "/latent?latent=7",
-    "published-latents": "/latent?tab=Published+latents",
+    "latent": "/latent?latent=4133",
     "diffing": "/diffing?organism=scornful",
     "organisms": "/organisms",
 }
