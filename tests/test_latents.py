@@ -15,7 +15,7 @@ from backend.models.registry import load_registry
 from backend.saes import reading
 from backend.saes.describe import describe
 from backend.saes.gather import Gathered, gather
-from backend.saes.latents import SparseLatents, check, most_telling, parse, top_changes
+from backend.saes.latents import SparseLatents, check, most_telling, parse, strongest, top_changes
 from backend.saes.records import SaeRecord, add, fingerprint, record_from_folder, resolve
 from backend.saes.tables import Tables, outdated
 from backend.steering import directions
@@ -93,6 +93,7 @@ def test_the_largest_changes_come_first():
     assert most_telling([one, two], [0, 1], 1) == [0]
     assert most_telling([one], [0, 1], 1) == [2]
     assert most_telling([one, two], [1], 1) == [2]  # only where it is asked
+    assert strongest([{1: 2.0, 2: 1.0}, {2: 3.0}]) == {1: 2.0, 2: 3.0}
     with pytest.raises(InputError, match=r"latents 0 to 3"):
         check(4, 4, "tiny")
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from backend.studies import inspection
 from backend.text.chat import ChatTokenizer, Message
 from backend.text.spans import Token, text_of, tokens_of_ids, tokens_of_text
 
@@ -65,6 +66,11 @@ def test_a_characters_tokens_are_one_group(tokenizer: ChatTokenizer):
     wave = [t for t in tokens if "👩" in t.text]
     assert len(wave) > 1
     assert len({(t.start, t.end, t.text) for t in wave}) == 1
+    text = inspection.of_text("a 👩 b", tokenizer)
+    places = [place for place, t in enumerate(text.tokens) if "👩" in t.text]
+    assert all(text.group(place) == places for place in places)
+    assert text.group(1) == [1]
+    assert text.group(0) == [0]
     assert len(groups(tokens)) == len(tokens) - len(wave) + 1
 
 

@@ -7,6 +7,7 @@ jobs at once: see ``worker``.
 import atexit
 import logging
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -47,6 +48,7 @@ class ModelService:
         self._tokenizers: dict[tuple[Path, str], ChatTokenizer] = {}
         self._thread = threading.Thread(target=self._work, name="model-service", daemon=True)
         self._thread.start()
+        weakref.finalize(self, int)  # now, so that ``close`` comes before the finalizers of torch, which the worker may still be importing
         atexit.register(self.close)  # a thread that is cut off inside the model would abort the process
 
     def submit(self, rows: Sequence[Row], on_rollouts: Callable[[list[Rollout]], None] | None = None, *, owner: str = "") -> Job:

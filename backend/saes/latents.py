@@ -51,6 +51,15 @@ class SparseLatents:
         return np.bincount(self.latents[kept], weights=self.values[kept], minlength=self.n_latents) / int(chosen.sum())
 
 
+def strongest(tokens: Sequence[dict[int, float]]) -> dict[int, float]:
+    """Of some tokens' latents the largest activation of each."""
+    found: dict[int, float] = {}
+    for active in tokens:
+        for latent, value in active.items():
+            found[latent] = max(value, found.get(latent, 0.0))
+    return found
+
+
 def top_changes(before: dict[int, float], after: dict[int, float], n: int) -> list[tuple[int, float, float]]:
     """The latents that changed most at a token, as (latent, before, after), the largest change first."""
     changed = [(latent, before.get(latent, 0.0), after.get(latent, 0.0)) for latent in {**before, **after}]

@@ -28,6 +28,14 @@ class Text:
         """Places of the tokens that are neither control tokens nor the template's; the very first token, an attention sink, is never among them."""
         return np.flatnonzero([token.role == "content" and place > 0 for place, token in enumerate(self.tokens)])
 
+    def group(self, place: int) -> list[int]:
+        """Places of the tokens that share a character with one, itself among them."""
+        token = self.tokens[place]
+        if token.role == "special":
+            return [place]
+        same = [i for i in range(max(0, place - 8), min(len(self.tokens), place + 9)) if self.tokens[i].role != "special"]
+        return [i for i in same if (self.tokens[i].start, self.tokens[i].end) == (token.start, token.end)]
+
     @property
     def answer(self) -> np.ndarray:
         """Content tokens of the last message; of plain text all."""

@@ -10,7 +10,7 @@ from backend.models.fingerprint import remembered_fingerprint
 from backend.models.records import BASE_ALIAS
 from backend.models.sources import availability, base_folder
 from backend.saes import reading
-from backend.saes.latents import SparseLatents, most_telling, parse, top_changes
+from backend.saes.latents import SparseLatents, most_telling, parse, strongest, top_changes
 from backend.saes.records import availability as sae_availability
 from backend.saes.records import fingerprint, sae_folder
 from backend.studies import inspection
@@ -91,8 +91,10 @@ def show_token(place: int, text: inspection.Text, found: list[SparseLatents], va
     """What is active on one token, and what changed there."""
     token = text.tokens[place]
     names = [answers.name_of(v, known)[0] for v in variants]
-    st.markdown(f"##### Token {place}: {look.plain(repr(token.text))}")
-    at = [latents.at(place) for latents in found]
+    several = f" to {place + len(text.group(place)) - 1}, one character" if len(text.group(place)) > 1 else ""
+    st.markdown(f"##### Token {place}{several}: {look.plain(repr(token.text))}")
+    group = text.group(place)
+    at = [strongest([latents.at(i) for i in group]) for latents in found]
     most = sorted({i for a in at for i in a}, key=lambda i: -max(a.get(i, 0.0) for a in at))[:N_AT_TOKEN]
     columns = st.columns(2) if len(found) > 1 else [st.container()]
     tables = [("Most active here", [(i, *(a.get(i, 0.0) for a in at)) for i in most])]
