@@ -94,7 +94,7 @@ def changes(latents: pd.DataFrame, *, title: str, subtitle: list[str]) -> alt.La
     order = latents["name"].tolist()
     colour = alt.Color("kind:N", scale=alt.Scale(domain=["increase", "decrease"], range=[ROLES["organism"].colour, ROLES["base"].colour]), legend=None)
     shape = alt.Shape("kind:N", scale=alt.Scale(domain=["increase", "decrease"], range=["triangle-up", "triangle-down"]), legend=None)
-    y = alt.Y("name:N", sort=order, title=None, axis=alt.Axis(labelLimit=340, labelFontSize=12, ticks=False, domain=False, labelPadding=8))
+    y = alt.Y("name:N", sort=order, title=None, axis=alt.Axis(labelLimit=240, labelFontSize=12, ticks=False, domain=False, labelPadding=8))
     base = alt.Chart(latents).encode(y=y, color=colour)
     spans = base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q"), x2="high:Q")
     points = base.mark_point(filled=True, size=80, opacity=1).encode(

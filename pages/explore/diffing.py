@@ -1,5 +1,7 @@
 """Model diffing: which latents moved most from base to organism?"""
 
+from textwrap import shorten
+
 import pandas as pd
 import streamlit as st
 
@@ -75,7 +77,7 @@ drawn = pd.concat([up.assign(kind="increase"), down.assign(kind="decrease")]).dr
 rest = pd.DataFrame(diffs.page(kept, order="active", n=600)[0])
 rest = rest[~rest["latent"].isin(drawn["latent"])].assign(kind="other", label="")
 left, right = st.columns([1.1, 1], gap="large")
-named = drawn.assign(name=[f"{int(r.latent)} {r.label}"[:60] for r in drawn.itertuples()])
+named = drawn.assign(name=[shorten(f"{int(r.latent)} {r.label}", 52, placeholder=" …") for r in drawn.itertuples()])
 with left:
     st.altair_chart(
         changes(named, title="The ten largest increases and decreases", subtitle=["organism less base, with 95 % interval"]), width="stretch", key="changes",
@@ -83,7 +85,7 @@ with left:
     )  # fmt: skip
 with right:
     event = st.altair_chart(
-        scatter(pd.concat([rest, drawn]), title="Base against organism", subtitle=["the 600 latents most active in either, and those on the left; square-root axes"], base=base_name, organism=name),
+        scatter(pd.concat([rest, drawn]), title="Base against organism", subtitle=["the 600 most active and those on the left; square-root axes"], base=base_name, organism=name),
         width="stretch", key=f"scatter_{kept.folder.name}", on_select="rerun", selection_mode=POINT, alt="Mean activation of latents under the organism against the base. The table below has the numbers.",
     )  # fmt: skip
 picked = [p.get("latent") for p in event.get("selection", {}).get(POINT, [])] if event else []
