@@ -6,7 +6,7 @@ PORT ?= 8501
 # The extra index in requirements.txt may be out of reach behind a firewall; then pip must not try it again for each package.
 PIP := PIP_RETRIES=1 PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --progress-bar on
 
-.PHONY: run setup test check peers bench clean
+.PHONY: run setup test test-all check peers bench clean
 .DELETE_ON_ERROR:
 
 run: $(VENV)/.runs
@@ -17,6 +17,9 @@ setup: $(VENV)/.runs
 	@$(BIN)/python -m backend models fetch base > /dev/null
 
 test: $(VENV)/.tests setup
+	$(BIN)/python -m pytest -m "not extended"
+
+test-all: $(VENV)/.tests setup
 	$(BIN)/python -m pytest
 
 check: $(VENV)/.tests

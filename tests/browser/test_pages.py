@@ -44,7 +44,7 @@ def test_a_deep_link_is_the_first_visit_of_a_fresh_server(page_name: str, new_pa
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("page_name", PAGES)
-def test_axe_finds_no_serious_fault(page_name: str, dark: bool, server: str, new_page):
+def test_axe_finds_no_serious_fault_and_the_page_fits_phones_and_wide_monitors(page_name: str, dark: bool, server: str, new_page):
     from axe_playwright_python.sync_playwright import Axe
 
     page = new_page(server + PAGES[page_name], dark=dark)
@@ -55,12 +55,8 @@ def test_axe_finds_no_serious_fault(page_name: str, dark: bool, server: str, new
     found = [f"{v['id']}: {v['nodes'][0]['html'][:200]}" for v in results.response["violations"] if v["impact"] in ("serious", "critical")]
     assert found == []
     assert page.evaluate(CHART_TEXT_TOO_FAINT) == []  # axe does not look into pictures
-
-
-@pytest.mark.parametrize("page_name", PAGES)
-@pytest.mark.parametrize("width", [390, 2560])
-def test_pages_fit_phones_and_wide_monitors(page_name: str, width: int, server: str, new_page):
-    page = new_page(server + PAGES[page_name], width=width, touch=width < 500)
+    width = 390 if dark else 2560
+    page.set_viewport_size({"width": width, "height": 1000})
     settle(page)
     page.screenshot(path=ARTIFACTS / f"{page_name}-{width}.png")
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")

@@ -20,7 +20,7 @@ from pages.shared import token_view
 from .conftest import ARTIFACTS, settle
 from .token_view_app import CHAT, HOSTILE, TORTURE, text_of_case, tokens_of
 
-pytestmark = [pytest.mark.browser, pytest.mark.slow]
+pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.extended]
 TEXTS = """lists => lists.map(list => [...list.querySelectorAll('[role=option]:not([data-role=special])')].map(box => box.textContent).join(''))"""
 N_VALUES = """lists => lists.map(list => [...list.querySelectorAll('[role=option]')].reduce((n, box) => n + box.ariaLabel.split(', ').at(-1).split(' and ').length, 0))"""
 LEAST_CONTRAST = """view => {
