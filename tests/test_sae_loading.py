@@ -153,7 +153,7 @@ def tiny(key: str, **changed) -> tuple[SaeRecord, BaseModel]:
 
 
 QWEN, LLAMA, GEMMA = "andyrdt/saes-qwen2.5-7b-instruct", "andyrdt/saes-llama-3.1-8b-instruct", "google/gemma-scope-2-4b-it"
-OWN = {"source": "release", "location": "owner/saes"}
+OWN = {"fingerprint": "", "source": "release", "location": "owner/saes"}
 RELEASES: dict[str, tuple[str, Callable[[], Files], tuple[str, dict]]] = {
     "andyrdt, BatchTopK": (QWEN, lambda: andyrdt("resid_post_layer_15"), ("qwen2.5-7b-l15", {})),
     "andyrdt, bfloat16": (LLAMA, lambda: andyrdt("x", said="meta-llama/Llama-3.1-8B-Instruct", dtype=torch.bfloat16), ("llama-3.1-8b-l15", {})),
