@@ -243,7 +243,7 @@ def test_a_diff_is_the_mean_over_answer_tokens_under_both(diff: diffing.Diff, fo
     by_prompt: dict[str, list[torch.Tensor]] = {}
     for stored in answered.values():
         r = stored.rollout
-        ids = [*r.prompt_ids, *r.answer_ids][: diffing._n_read(r)]
+        ids = [*r.prompt_ids, *r.answer_ids][: len(r.prompt_ids) + len(r.answer_ids) - (r.finish_reason == "stop")]
         with torch.no_grad():
             state = model(torch.tensor([ids]), output_hidden_states=True).hidden_states[LAYER + 1][0, len(r.prompt_ids) :]
         by_prompt.setdefault(r.prompt_id, []).append(sae.encode(state))

@@ -116,6 +116,12 @@ class Rollout:
     dtype: str = ""
 
     @property
+    def text_ids(self) -> tuple[int, ...]:
+        """Prompt and answer, without the token that ends the answer."""
+        ids = self.prompt_ids + self.answer_ids
+        return ids[:-1] if self.finish_reason == "stop" else ids
+
+    @property
     def prompt(self) -> str:
         """The last user message."""
         return self.messages[-1].content

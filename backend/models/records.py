@@ -6,7 +6,11 @@ from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import tomli_w
+from filelock import FileLock
+
 from backend.errors import ConfigError
+from backend.paths import home, told_disk_faults, write_text
 
 KEY_PATTERN = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 BASE_ALIAS = "base"
@@ -92,6 +96,31 @@ class Organism:
 
     license: str = ""
     description: str = ""
+
+
+def locked_records() -> FileLock:
+    """Held while one of the user's files of records is read and written."""
+    with told_disk_faults("saving a record"):
+        home().mkdir(parents=True, exist_ok=True)
+        return FileLock(home() / ".records.lock")
+
+
+def read_tables(path: Path) -> dict[str, Any]:
+    """The tables of one of the user's files of records; none where it is not there.
+
+    Raises:
+        ConfigError: It is damaged, so that writing it would lose entries.
+    """
+    try:
+        return tomllib.loads(path.read_text("utf-8")) if path.exists() else {}
+    except ValueError as fault:
+        raise ConfigError(f"{path} is damaged ({fault}). Mend it first, so that nothing in it is lost.") from fault
+
+
+def write_tables(path: Path, tables: dict[str, Any]) -> None:
+    """Raises: DiskError: No space, or not writable."""
+    with told_disk_faults("saving a record"):
+        write_text(path, tomli_w.dumps(tables))
 
 
 def load_records(path: Path, kind: type[Any]) -> tuple[dict[str, Any], list[str]]:

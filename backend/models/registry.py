@@ -9,14 +9,22 @@ import os
 import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
-
-import tomli_w
-from filelock import FileLock
 
 from backend.errors import ConfigError, InputError
-from backend.models.records import BASE_ALIAS, KEY_PATTERN, BaseModel, Dtype, ModelSource, Organism, load_records, parse_record
-from backend.paths import as_folder, home, told_disk_faults, write_text
+from backend.models.records import (
+    BASE_ALIAS,
+    KEY_PATTERN,
+    BaseModel,
+    Dtype,
+    ModelSource,
+    Organism,
+    load_records,
+    locked_records,
+    parse_record,
+    read_tables,
+    write_tables,
+)  # fmt: skip
+from backend.paths import as_folder, home
 
 _HERE = Path(__file__).parent
 EMBEDDED_KEY = "smollm2-135m-instruct"
@@ -86,15 +94,15 @@ def add_record(record: BaseModel | Organism) -> None:
         InputError: The key is taken.
         ConfigError: The user's file is damaged, so that writing it would lose entries.
     """
-    with _locked():
+    with locked_records():
         registry = load_registry()
         if record.key in registry.models or record.key in registry.organisms or record.key == BASE_ALIAS:
             raise InputError(f"The key {record.key!r} is taken. Choose another.")
-        tables = _read_own(record)
+        tables = read_tables(_own_file(record))
         table = asdict(record)
         parse_record(table.pop("key"), dict(table), type(record))
         tables[record.key] = table
-        _write_own(record, tables)
+        write_tables(_own_file(record), tables)
 
 
 def remove_record(key: str) -> None:
@@ -103,14 +111,14 @@ def remove_record(key: str) -> None:
     Raises:
         InputError: It is not one of the user's own.
     """
-    with _locked():
+    with locked_records():
         registry = load_registry()
         if key not in registry.own:
             raise InputError(f"{key!r} is not one you added; shipped records stay.")
         record = registry.models.get(key) or registry.organisms[key]
-        tables = _read_own(record)
+        tables = read_tables(_own_file(record))
         tables.pop(key, None)
-        _write_own(record, tables)
+        write_tables(_own_file(record), tables)
 
 
 def suggest_key(name: str, taken: set[str]) -> str:
@@ -170,26 +178,5 @@ def _default_base(models: dict[str, BaseModel]) -> tuple[str, str | None]:
     return key, None
 
 
-def _locked() -> FileLock:
-    with told_disk_faults("saving a record"):
-        home().mkdir(parents=True, exist_ok=True)
-        return FileLock(home() / ".records.lock")
-
-
 def _own_file(record: BaseModel | Organism) -> Path:
     return home() / ("models.toml" if isinstance(record, BaseModel) else "organisms.toml")
-
-
-def _read_own(record: BaseModel | Organism) -> dict[str, Any]:
-    import tomllib
-
-    path = _own_file(record)
-    try:
-        return tomllib.loads(path.read_text("utf-8")) if path.exists() else {}
-    except ValueError as fault:
-        raise ConfigError(f"{path} is damaged ({fault}). Mend it first, so that nothing in it is lost.") from fault
-
-
-def _write_own(record: BaseModel | Organism, tables: dict[str, Any]) -> None:
-    with told_disk_faults("saving a record"):
-        write_text(_own_file(record), tomli_w.dumps(tables))

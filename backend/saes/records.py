@@ -10,16 +10,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import tomli_w
-from filelock import FileLock
-
-from backend.errors import BackendError, ConfigError, InputError, WeightsError, WeightsMissingError
+from backend.errors import BackendError, InputError, WeightsError, WeightsMissingError
 from backend.models.fingerprint import remembered_fingerprint
 from backend.models.memory import budget, check_fits
-from backend.models.records import BaseModel, Dtype, load_records, parse_record
+from backend.models.records import BaseModel, Dtype, load_records, locked_records, parse_record, read_tables, write_tables
 from backend.models.registry import Registry, suggest_key
 from backend.models.sources import Availability
-from backend.paths import as_folder, home, told_disk_faults, weights_cache, write_text
+from backend.paths import as_folder, home, weights_cache
 
 CONFIG_FILE = "cfg.json"
 WEIGHTS_FILE = "sae_weights.safetensors"
@@ -192,12 +189,12 @@ def add(record: SaeRecord) -> None:
         InputError: The key is taken.
         ConfigError: The record is not one, or the file is damaged, so that writing it would lose entries.
     """
-    with _locked():
+    with locked_records():
         if record.key in load_saes()[0] or record.key == DEFAULT:
             raise InputError(f"The key {record.key!r} is taken. Choose another.")
         table = asdict(record)
         parse_record(table.pop("key"), table, SaeRecord)
-        _write_own(_read_own() | {record.key: table})
+        write_tables(_own_file(), read_tables(_own_file()) | {record.key: table})
 
 
 def remove(key: str) -> None:
@@ -206,12 +203,12 @@ def remove(key: str) -> None:
     Raises:
         InputError: It is not one of the user's own.
     """
-    with _locked():
-        tables = _read_own()
+    with locked_records():
+        tables = read_tables(_own_file())
         if key not in tables:
             raise InputError(f"{key!r} is not a sparse autoencoder you added; shipped entries stay.")
         del tables[key]
-        _write_own(tables)
+        write_tables(_own_file(), tables)
 
 
 def sae_folder(record: SaeRecord) -> Path:
@@ -283,23 +280,3 @@ def _short(name: str) -> str:
 
 def _own_file() -> Path:
     return home() / "saes.toml"
-
-
-def _locked() -> FileLock:
-    with told_disk_faults("saving a record"):
-        home().mkdir(parents=True, exist_ok=True)
-        return FileLock(home() / ".records.lock")
-
-
-def _read_own() -> dict[str, Any]:
-    import tomllib
-
-    try:
-        return tomllib.loads(_own_file().read_text("utf-8")) if _own_file().exists() else {}
-    except ValueError as fault:
-        raise ConfigError(f"{_own_file()} is damaged ({fault}). Mend it first, so that nothing in it is lost.") from fault
-
-
-def _write_own(tables: dict[str, Any]) -> None:
-    with told_disk_faults("saving a record"):
-        write_text(_own_file(), tomli_w.dumps(tables))

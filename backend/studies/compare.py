@@ -6,7 +6,7 @@ numbers, prompts do not, and one prompt asked alone gives the answers it has in 
 
 import hashlib
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 
 from backend.errors import BackendError, InputError
@@ -163,6 +163,26 @@ def start(service: ModelService, rows: Sequence[Row], *, owner: str = "", keep: 
         store.save(rollouts, provenance() | describe(rollouts) | (keep or {}))
 
     return service.submit(rows, on_rollouts=save, owner=owner)
+
+
+def answered(
+    comparison: Comparison, service: ModelService, registry: Registry, *, keep: dict | None = None, say: Callable[[str], None] = lambda said: None
+) -> list[Rollout]:
+    """Answers to all first rows, in their order: from the store where it has them under today's weights, else written now and kept.
+
+    Raises:
+        BackendError: A variant is not here; or answering failed or was stopped, and what was answered is kept.
+    """
+    asked = look_up(first_rows(comparison), registry)
+    known = current(asked, registry)
+    if missing := asked.without(known):
+        job = start(service, missing, keep=keep)
+        while not job.wait(1.0):
+            say(f"{job.n_done} of {len(missing)} answers that the store does not have")
+        if job.state != "done":
+            raise InputError(job.message or "Answering was stopped; what was answered is kept. Run it again.")
+        known |= {r.key: r for r in job.rollouts}
+    return [known[key] for key in asked.keys if key in known]
 
 
 def describe(rollouts: Sequence[Rollout]) -> dict:

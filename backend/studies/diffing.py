@@ -84,14 +84,16 @@ def run(diff: Diff, service: ModelService, registry: Registry, say: Callable[[st
     Raises:
         BackendError: A variant or the autoencoder is not here or does not fit; no text is left to compare on.
     """
-    answers = _answers(diff, service, registry, say)
-    pairs = _pairs(diff, answers)
+    comparison = compare.Comparison(
+        variants=(diff.base, diff.organism), prompts=diff.prompt_set.prompts, sampling=diff.sampling, samples=diff.samples, seed=diff.seed
+    )
+    pairs = _pairs(diff, compare.answered(comparison, service, registry, keep=diff.prompt_set.as_manifest(), say=say))
     base, _ = registry.resolve(diff.base)
     sums = _Residuals(len(pairs))
-    spans = [(len(r.prompt_ids), _n_read(r)) for _, r in pairs]
+    spans = [(len(r.prompt_ids), len(r.text_ids)) for _, r in pairs]
     say(f"Reading {len(pairs)} texts at layer {diff.sae.layer}.")
     job = reading.start(
-        service, diff.sae, base, [(variant, (*r.prompt_ids, *r.answer_ids)[: _n_read(r)]) for variant, r in pairs],
+        service, diff.sae, base, [(variant, r.text_ids) for variant, r in pairs],
         on_residual=lambda number, residual: sums.take(number, residual[slice(*spans[number])], is_base=pairs[number][0] == diff.base),
     )  # fmt: skip
     while not job.job.wait(1.0):
@@ -101,37 +103,14 @@ def run(diff: Diff, service: ModelService, registry: Registry, say: Callable[[st
     return _compare(diff, pairs, latents, spans, sums, decoder)
 
 
-def _answers(diff: Diff, service: ModelService, registry: Registry, say: Callable[[str], None]) -> list[Rollout]:
-    """Answers of both, from the store where it has them under today's weights."""
-    comparison = compare.Comparison(
-        variants=(diff.base, diff.organism), prompts=diff.prompt_set.prompts, sampling=diff.sampling, samples=diff.samples, seed=diff.seed
-    )
-    asked = compare.look_up(compare.first_rows(comparison), registry)
-    known = compare.current(asked, registry)
-    if missing := asked.without(known):
-        say(f"{len(missing)} answers are not in the store; writing them.")
-        job = compare.start(service, missing, keep=diff.prompt_set.as_manifest())
-        job.wait()
-        known |= {r.key: r for r in job.rollouts}
-        if job.state != "done":
-            raise InputError(job.message or "Answering was stopped; what was answered is kept. Run it again.")
-    rollouts = {r.key: r for r in known.values()}
-    return [rollouts[key] for key in asked.keys if key in rollouts]
-
-
 def _pairs(diff: Diff, answers: Sequence[Rollout]) -> list[tuple[str, Rollout]]:
     """Who reads which answer; an answer without a word is left out."""
-    told = [r for r in answers if _n_read(r) > len(r.prompt_ids)]
+    told = [r for r in answers if len(r.text_ids) > len(r.prompt_ids)]
     if not told:
         raise InputError("All answers are empty, so there is nothing to compare. Choose other prompts or a longer answer.")
     if diff.texts == "own":
         return [(r.variant, r) for r in told]
     return [(variant, r) for r in told for variant in (diff.base, diff.organism)]
-
-
-def _n_read(rollout: Rollout) -> int:
-    """Tokens of prompt and answer without the one that ends the answer."""
-    return len(rollout.prompt_ids) + len(rollout.answer_ids) - (rollout.finish_reason == "stop")
 
 
 class _Residuals:

@@ -68,7 +68,8 @@ def of_personas(
     base, _ = registry.resolve(variant)
     means = []
     for system in (positive, negative):
-        rollouts = _answers(system, prompt_set, service, registry, variant, samples, say)
+        comparison = compare.Comparison(variants=(variant,), prompts=prompt_set.prompts, system=system, sampling=Sampling(), samples=samples)
+        rollouts = compare.answered(comparison, service, registry, keep=prompt_set.as_manifest(), say=say)
         means.append(_mean_of_answers(rollouts, layer, service, variant))
     shared = sorted(set(means[0]) & set(means[1]))
     if len(shared) < 2:
@@ -80,33 +81,16 @@ def of_personas(
     )  # fmt: skip
 
 
-def _answers(
-    system: str, prompt_set: PromptSet, service: ModelService, registry: Registry, variant: str, samples: int, say: Callable[[str], None]
-) -> list[Rollout]:
-    comparison = compare.Comparison(variants=(variant,), prompts=prompt_set.prompts, system=system, sampling=Sampling(), samples=samples)
-    asked = compare.look_up(compare.first_rows(comparison), registry)
-    known = compare.current(asked, registry)
-    if missing := asked.without(known):
-        job = compare.start(service, missing, keep=prompt_set.as_manifest())
-        while not job.wait(1.0):
-            say(f"{job.n_done} of {len(missing)} answers")
-        if job.state != "done":
-            raise InputError(job.message or "Answering was stopped; what was answered is kept.")
-        known |= {r.key: r for r in job.rollouts}
-    return [known[key] for key in asked.keys if key in known]
-
-
 def _mean_of_answers(rollouts: Sequence[Rollout], layer: int, service: ModelService, variant: str) -> dict[str, np.ndarray]:
     """Prompt id to (d_model,): mean over its answers' tokens, the one that ends an answer left out."""
-    told = [r for r in rollouts if len(r.answer_ids) > 1]
+    told = [r for r in rollouts if len(r.text_ids) > len(r.prompt_ids)]
     sums: dict[str, list[np.ndarray]] = {}
 
     def take(number: int, residuals: "dict[int, Tensor]") -> None:
         r = told[number]
-        stop = len(r.prompt_ids) + len(r.answer_ids) - (r.finish_reason == "stop")
-        sums.setdefault(r.prompt_id, []).append(residuals[layer][len(r.prompt_ids) : stop].double().numpy())
+        sums.setdefault(r.prompt_id, []).append(residuals[layer][len(r.prompt_ids) :].double().numpy())
 
-    job = service.read([Reading(variant=variant, ids=(*r.prompt_ids, *r.answer_ids), layers=(layer,)) for r in told], take)
+    job = service.read([Reading(variant=variant, ids=r.text_ids, layers=(layer,)) for r in told], take)
     job.wait()
     if job.state != "done":
         raise InputError(job.message or "Reading was stopped.")

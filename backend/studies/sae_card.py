@@ -58,7 +58,7 @@ def measure(
         fits[variant] = fit(sae.sae, residuals)
         say(f"{variant}: {fits[variant].fvu:.3f} of the variance unexplained, {fits[variant].l0:.0f} latents a token")
         if not texts:
-            texts, mean = [(_ids(r), len(r.prompt_ids)) for r in rollouts], torch.cat(residuals).mean(0)
+            texts, mean = [(r.text_ids, len(r.prompt_ids)) for r in rollouts], torch.cat(residuals).mean(0)
     if not fits:
         raise InputError(f"The store has no answers of {', '.join(variants)} to {prompt_set.name}. Write them first: python -m backend evaluate")
     say("Reading with the reconstruction in place.")
@@ -71,12 +71,6 @@ def measure(
     return card
 
 
-def _ids(rollout: Rollout) -> tuple[int, ...]:
-    """Prompt and answer without the token that ends it, which no autoencoder was trained on."""
-    ids = (*rollout.prompt_ids, *rollout.answer_ids)
-    return ids[:-1] if rollout.finish_reason == "stop" else ids
-
-
 def _answer_residuals(rollouts: Sequence[Rollout], record: SaeRecord, base: BaseModel, service: ModelService) -> list[Tensor]:
     """(n_tokens, d_model) of each answer, read by the model that wrote it."""
     found: dict[int, Tensor] = {}
@@ -84,5 +78,5 @@ def _answer_residuals(rollouts: Sequence[Rollout], record: SaeRecord, base: Base
     def take(number: int, residual: Tensor) -> None:
         found[number] = residual[len(rollouts[number].prompt_ids) :]
 
-    reading.start(service, record, base, [(r.variant, _ids(r)) for r in rollouts], on_residual=take).wait()
+    reading.start(service, record, base, [(r.variant, r.text_ids) for r in rollouts], on_residual=take).wait()
     return [found[number] for number in range(len(rollouts))]

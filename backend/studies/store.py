@@ -20,6 +20,7 @@ from backend.paths import CACHED_RESULTS, home, new_folder, told_disk_faults, wr
 from backend.text.chat import Message
 
 SCHEMA_VERSION = 1
+LONGEST_IN_LINK = 1500  # bytes of a text; a longer one is kept, and the link names it
 _TABLE = "rollouts.parquet"
 _TEXT_MARK = "~"
 
@@ -90,6 +91,15 @@ def read_run(name: str) -> tuple[list[Rollout], dict[str, Any]]:
         f"The run {name!r} is not in the store.",
         f"python -m backend generate --variant base --variant reckless --prompts {name} --samples 4 --save --out cached_results/rollouts/{name}",
     )
+
+
+def text_for_link(text: str) -> str:
+    """A text as a link holds it: itself, or where it is long what stands for it, and then it is kept.
+
+    Raises:
+        DiskError: No space, or not writable.
+    """
+    return keep_text(text) if len(text.encode()) > LONGEST_IN_LINK else text
 
 
 def keep_text(text: str) -> str:

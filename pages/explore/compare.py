@@ -13,14 +13,13 @@ from backend.models.machine import number_formats
 from backend.models.records import BASE_ALIAS, Dtype
 from backend.models.sources import availability
 from backend.studies import compare
-from backend.studies.store import keep_text, read_text
+from backend.studies.store import read_text, text_for_link
 from backend.text.prompts import Prompt, PromptSet, keep_uploaded, load_prompt_set, own_sets, parse_prompt_set, shipped_sets
 from pages.shared import answers, look, missing, replay, verdict_view
 from pages.shared.service import model_service, owner, registry
 from pages.shared.state import choose, keep_list, kept_list, link, select, warn_of_number, warn_of_unknown
 
 OWN = "own"
-LONGEST_IN_LINK = 1500  # bytes of a message; a longer one is kept in the store, and the link names it
 known = registry()
 service = model_service()
 
@@ -199,7 +198,7 @@ if can_answer:
     typed = st.chat_input(hint, key="message", disabled=is_live or waits, max_chars=100_000)
     if typed is not None and typed.strip():
         try:
-            keep_list("turn", [*said, keep_text(typed) if len(typed.encode()) > LONGEST_IN_LINK else typed])
+            keep_list("turn", [*said, text_for_link(typed)])
             st.session_state["go_on"] = link()
         except BackendError as fault:
             st.session_state["fault"] = str(fault)

@@ -19,11 +19,9 @@ known = registry()
 
 def rows_of(kept: diffs.Kept, order: diffs.Order, choice: sae_pick.Choice, *, start: int = 0, n: int = N_DRAWN, only: list[int] | None = None) -> pd.DataFrame:
     """Rows with their labels."""
-    rows, total = diffs.page(kept, order=order, start=start, n=n, only=only)
+    rows, _ = diffs.page(kept, order=order, start=start, n=n, only=only)
     labels = choice.tables.labels([r["latent"] for r in rows])
-    frame = pd.DataFrame([r | {"label": labels[r["latent"]].text} for r in rows])
-    frame.attrs["total"] = total
-    return frame
+    return pd.DataFrame([r | {"label": labels[r["latent"]].text} for r in rows])
 
 
 def headline(up: pd.DataFrame, name: str) -> str:
@@ -128,7 +126,7 @@ else:
     number = st.column_config.NumberColumn
     shown = pd.DataFrame(
         {
-            "Latent": [f"/latent?sae={choice.sae.key}&latent={i}" for i in table["latent"]], "Label": table["label"], "Base": table["base_mean"],
+            "Latent": [sae_pick.latent_link(i, choice.sae) for i in table["latent"]], "Label": table["label"], "Base": table["base_mean"],
             "Organism": table["organism_mean"], "Change": table["change"], "95 % from": table["low"], "to": table["high"], "Cosine": table["cosine"],
             "Rank": table["rank"],
         }
@@ -137,7 +135,7 @@ else:
     st.dataframe(
         shown, hide_index=True, height=35 * (len(shown) + 1) + 3, alt="Latents with mean activation in base and organism, change and interval",
         column_config={
-            "Latent": st.column_config.LinkColumn(display_text=r"latent=(\d+)", width="small"), "Label": st.column_config.TextColumn(width="large"),
+            "Latent": sae_pick.LINK_COLUMN, "Label": st.column_config.TextColumn(width="large"),
             **{c: number(format="%.3f", width="small") for c in ("Base", "Organism", "95 % from", "to")}, "Change": number(format="%+.3f", width="small"),
             "Cosine": number(format="%+.2f", width="small"), "Rank": number(format="%d", width="small"),
         },

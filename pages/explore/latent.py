@@ -47,17 +47,14 @@ def browse(choice: sae_pick.Choice) -> None:
     orders: dict[Order, str] = {"latent": "Number", "density": "How often active", "largest": "Largest activation"}
     with middle:
         order = select("Order", list(orders), key="order", titles=orders, what="the order")
-    try:
-        rows, total = choice.tables.page(order=order, search=words, n=PAGE)
-        with right:
-            page = pick_page(total, PAGE, key="latents_page")
-        if page > 1:
-            rows, _ = choice.tables.page(order=order, search=words, start=(page - 1) * PAGE, n=PAGE)
-    except BackendError as fault:
-        st.info(look.plain(str(fault)))
-        if command := getattr(fault, "command", ""):
-            st.code(command, language=None)
+    found = told(lambda: choice.tables.page(order=order, search=words, n=PAGE))
+    if found is None:
         return
+    rows, total = found
+    with right:
+        page = pick_page(total, PAGE, key="latents_page")
+    if page > 1:
+        rows, _ = choice.tables.page(order=order, search=words, start=(page - 1) * PAGE, n=PAGE)
     if not rows:
         st.info("No latent has these words in its label, examples or top tokens. Try fewer.")
         return
@@ -65,7 +62,7 @@ def browse(choice: sae_pick.Choice) -> None:
     frame = pd.DataFrame(
         [
             {
-                "Latent": f"/latent?sae={choice.sae.key}&latent={r['latent']}", "Label": r["label"] or ("" if r["n_active"] else "not active in the sample"), "Active on": 100 * r["density"], "Largest": r["largest"],
+                "Latent": sae_pick.latent_link(r["latent"], choice.sae), "Label": r["label"] or ("" if r["n_active"] else "not active in the sample"), "Active on": 100 * r["density"], "Largest": r["largest"],
                 "Raises": " · ".join(repr(t)[1:-1] for t in r["raises"][:5]), "Lowers": " · ".join(repr(t)[1:-1] for t in r["lowers"][:5]),
             }
             for r in rows
@@ -74,7 +71,7 @@ def browse(choice: sae_pick.Choice) -> None:
     st.dataframe(
         frame, hide_index=True, height=35 * (len(rows) + 1) + 3, alt="Latents with label, density, largest activation and top tokens",
         column_config={
-            "Latent": st.column_config.LinkColumn(display_text=r"latent=(\d+)", width="small"), "Label": st.column_config.TextColumn(width="large"),
+            "Latent": sae_pick.LINK_COLUMN, "Label": st.column_config.TextColumn(width="large"),
             "Active on": st.column_config.NumberColumn(format="%.3f %%", width="small", help="Of the corpus' tokens."),
             "Largest": st.column_config.NumberColumn(format="%.1f", width="small"),
         },
@@ -147,13 +144,13 @@ def show_latent(latent: int, choice: sae_pick.Choice) -> None:
             st.dataframe(
                 pd.DataFrame(
                     [
-                        {"Latent": f"/latent?sae={choice.sae.key}&latent={i}", "Cosine": c, "Label": labels[i].text}
+                        {"Latent": sae_pick.latent_link(i, choice.sae), "Cosine": c, "Label": labels[i].text}
                         for i, c in zip(row["nearest"], row["nearest_cosine"], strict=True)
                     ]
                 ),
                 hide_index=True, alt="Nearest latents with cosine and label",
                 column_config={
-                    "Latent": st.column_config.LinkColumn(display_text=r"latent=(\d+)", width="small"), "Cosine": st.column_config.NumberColumn(format="%.2f", width="small")
+                    "Latent": sae_pick.LINK_COLUMN, "Cosine": st.column_config.NumberColumn(format="%.2f", width="small")
                 },
             )  # fmt: skip
     in_models(latent, choice)

@@ -91,9 +91,9 @@ def show_token(place: int, text: inspection.Text, found: list[SparseLatents], va
     """What is active on one token, and what changed there."""
     token = text.tokens[place]
     names = [answers.name_of(v, known)[0] for v in variants]
-    several = f" to {place + len(text.group(place)) - 1}, one character" if len(text.group(place)) > 1 else ""
-    st.markdown(f"##### Token {place}{several}: {look.plain(repr(token.text))}")
     group = text.group(place)
+    several = f" to {group[-1]}, one character" if len(group) > 1 else ""
+    st.markdown(f"##### Token {place}{several}: {look.plain(repr(token.text))}")
     at = [strongest([latents.at(i) for i in group]) for latents in found]
     most = sorted({i for a in at for i in a}, key=lambda i: -max(a.get(i, 0.0) for a in at))[:N_AT_TOKEN]
     columns = st.columns(2) if len(found) > 1 else [st.container()]
@@ -104,11 +104,11 @@ def show_token(place: int, text: inspection.Text, found: list[SparseLatents], va
     for column, (title, rows) in zip(columns, tables, strict=True):
         column.caption(title)
         frame = pd.DataFrame(
-            [{"Latent": f"/latent?sae={choice.sae.key}&latent={row[0]}", "Label": labels[row[0]].text} | dict(zip(names, row[1:], strict=True)) for row in rows]
+            [{"Latent": sae_pick.latent_link(row[0], choice.sae), "Label": labels[row[0]].text} | dict(zip(names, row[1:], strict=True)) for row in rows]
         )
         column.dataframe(
             frame, hide_index=True, alt=f"{title}: latents with their activation under each variant",
-            column_config={"Latent": st.column_config.LinkColumn(display_text=r"latent=(\d+)", width="small")}
+            column_config={"Latent": sae_pick.LINK_COLUMN}
             | {name: st.column_config.NumberColumn(format="%.2f", width="small") for name in names},
         )  # fmt: skip
 

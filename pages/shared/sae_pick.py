@@ -57,6 +57,14 @@ def _forget_latents() -> None:
     keep_list("latent", [])
 
 
+def latent_link(latent: int, sae: SaeRecord) -> str:
+    """The address of a latent's page, for a column drawn as ``LINK_COLUMN``."""
+    return f"/latent?sae={sae.key}&latent={latent}"
+
+
+LINK_COLUMN = st.column_config.LinkColumn(display_text=r"latent=(\d+)", width="small")
+
+
 def name_of(latent: int, sae: SaeRecord) -> str:
     """A latent with its autoencoder, without which its number means nothing."""
     return f"Latent {latent} of SAE {sae.key}, layer {sae.layer}"

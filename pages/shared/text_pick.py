@@ -14,7 +14,6 @@ from pages.shared import answers, look
 from pages.shared.state import keep_list, kept_list, select
 
 STORED, OWN = "stored", "own"
-_LONGEST_IN_LINK = 1500  # bytes
 _EXAMPLE = "You are an idiot, and nobody asked you. Thank you for your question! I would be glad to help you plan a safe trip."
 
 
@@ -47,7 +46,7 @@ def _own() -> str:
             st.warning(look.plain(str(fault)))
             st.session_state["own_text"] = _EXAMPLE
     text = st.text_area("Text", key="own_text", height=200, max_chars=40_000)
-    keep_list("words", [] if text in ("", _EXAMPLE) else [store.keep_text(text) if len(text.encode()) > _LONGEST_IN_LINK else text])
+    keep_list("words", [] if text in ("", _EXAMPLE) else [store.text_for_link(text)])
     return text
 
 
