@@ -16,11 +16,14 @@ run: $(VENV)/.runs
 setup: $(VENV)/.runs
 	@$(BIN)/python -m backend models fetch base > /dev/null
 
+# Files of tests side by side, each process with one thread: several with all threads would slow each other down many times over.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
+
 test: $(VENV)/.tests setup
-	$(BIN)/python -m pytest -m "not extended"
+	$(PYTEST) -m "not extended"
 
 test-all: $(VENV)/.tests setup
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 check: $(VENV)/.tests
 	$(BIN)/ruff check .
