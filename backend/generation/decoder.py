@@ -43,6 +43,13 @@ class DecoderRow:
     temperature: float = 0.0
     seed: int = 0
 
+    prompt_length: int | None = None
+    """Tokens of ``ids`` that are the prompt's, for interventions on prompt or answer alone; None is all."""
+
+    @property
+    def n_prompt(self) -> int:
+        return len(self.ids) if self.prompt_length is None else self.prompt_length
+
     def check(self, *, n_layers: int, context_length: int) -> None:
         """Refuse a row that cannot be worked on.
 
@@ -76,6 +83,12 @@ class RowState:
     """Layer to (n_tokens, d_model) for known and generated ids; there when the row has ended."""
 
     finish_reason: FinishReason | None = None
+
+    n_changed: list[int] = field(init=False)
+    """Tokens that each intervention of the row has changed."""
+
+    def __post_init__(self) -> None:
+        self.n_changed = [0] * len(self.row.interventions)
 
     def take(self, token: int, logprob: float, *, stop_ids: frozenset[int], context_length: int) -> FinishReason | None:
         """Append a token; the reason why the answer ends with it, None where it goes on."""

@@ -114,7 +114,7 @@ class FastBatch:
         row.check(n_layers=n_layers, context_length=self._context_length)
         is_read_only = row.max_new_tokens == 0
         if is_read_only and row.score_from is None:
-            n_layers = max(row.capture, default=-1) + 1
+            n_layers = max((*row.capture, *(i.layer for i in row.interventions)), default=-1) + 1
         captured: dict[int, list[Tensor]] = {layer: [] for layer in row.capture}
         self._rows.append(_Live(RowState(row), list(row.ids), make_generator(row.seed), self._n_added, n_layers, captured, "length" if is_read_only else None))
         self._n_added += 1
@@ -158,6 +158,7 @@ class FastBatch:
             if now >= WORTH_SHARING and not live.waits:
                 self._cache.copy(source, slot, now)
                 live.fed = now
+                live.state.n_changed = list(self._rows[source].state.n_changed)
 
     def _plan(self) -> list[tuple[int, _Live, int]]:
         """What is fed in this step: slot, row and number of tokens; rows of one adapter stand together."""
@@ -170,9 +171,12 @@ class FastBatch:
     def _feed(self, plan: list[tuple[int, _Live, int]]) -> list[RowState]:
         """One pass; scores and new tokens of the logits where they are wanted."""
         pieces = [
-            Piece(slot, live.fed, live.ids[live.fed : live.fed + n], live.row.adapter, live.row.interventions, len(live.row.ids), live.row.capture)
+            Piece(
+                slot, live.fed, live.ids[live.fed : live.fed + n], live.row.adapter, live.row.interventions, live.row.n_prompt, live.row.capture,
+                live.state.n_changed,
+            )
             for slot, live, n in plan
-        ]
+        ]  # fmt: skip
         hidden, captured = self._forward.residuals(pieces, self._cache, n_layers=max(live.n_layers for _, live, _ in plan))
         wanted: list[int] = []
         scoring: list[tuple[_Live, int, list[int]]] = []
@@ -251,7 +255,7 @@ def _in_common(source: _Live, live: _Live) -> int:
     """Tokens that both begin with under the same weights, as far as ``live`` need not feed them itself."""
     if source.row.adapter is not live.row.adapter or source.row.interventions != live.row.interventions or source.n_layers < live.n_layers:
         return 0
-    if live.row.interventions and source.row.ids != live.row.ids:
+    if live.row.interventions and (source.row.ids != live.row.ids or source.row.n_prompt != live.row.n_prompt):
         return 0  # what they do may depend on where the prompt ends
     limit = min(len(source.ids), len(live.ids) - 1, _first_logits(live.row))
     return next((n for n in range(limit) if source.ids[n] != live.ids[n]), limit)

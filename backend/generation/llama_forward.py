@@ -6,7 +6,7 @@ layers see all tokens at once; attention looks each piece's row up in the cache 
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Self
@@ -35,9 +35,11 @@ class Piece:
 
     ids: Sequence[int]
     adapter: FusedAdapter | None
-    interventions: tuple[Intervention, ...]
-    n_prompt: int
-    capture: tuple[int, ...]
+    interventions: tuple[Intervention, ...] = ()
+    n_prompt: int = 0
+    capture: tuple[int, ...] = ()
+    n_changed: list[int] = field(default_factory=list)
+    """Tokens that each intervention has changed; counted up by the pass."""
 
 
 class KeyValueCache:
@@ -142,8 +144,10 @@ class LlamaForward:
             x = functional.silu(gate) * up
             hidden = layer.projections["down"](x, add=hidden)
             _add_low_rank(hidden, x, routes, number, "down")
-            for change, tokens in changes.get(number, ()):
-                hidden[tokens] = change.apply(hidden[tokens], layout.positions[tokens], layout.prompt_lengths[tokens])
+            for change in changes.get(number, ()):
+                hidden[change.tokens] = change.intervention.apply(hidden[change.tokens])
+                for counts, place, n in change.counts:
+                    counts[place] += n
             for i, piece in enumerate(pieces):
                 if number in piece.capture:
                     captured[i][number] = hidden[layout.span(i)].clone()
@@ -160,7 +164,6 @@ class _Layout:
         self._starts = [sum(counts[:i]) for i in range(len(counts) + 1)]
         self.ids = torch.tensor([i for p in pieces for i in p.ids])
         self.positions = torch.cat([torch.arange(p.start, p.start + n) for p, n in zip(pieces, counts, strict=True)])
-        self.prompt_lengths = torch.tensor([p.n_prompt for p in pieces]).repeat_interleave(torch.tensor(counts))
         slots = torch.tensor([p.slot for p in pieces])
         self._places = slots.repeat_interleave(torch.tensor(counts)) * cache.values.shape[2] + self.positions
         angles = self.positions[:, None, None] * frequencies
@@ -249,14 +252,26 @@ def _add_low_rank(y: Tensor, x: Tensor, routes: list[tuple[slice, FusedAdapter]]
             y[tokens].addmm_(x[tokens] @ pair[0], pair[1])
 
 
-def _changes(pieces: Sequence[Piece], layout: _Layout) -> dict[int, list[tuple[Intervention, Tensor]]]:
+@dataclass(frozen=True, slots=True, eq=False)
+class _Change:
+    """An intervention with the tokens of the pass that it changes."""
+
+    intervention: Intervention
+    tokens: Tensor
+    counts: list[tuple[list[int], int, int]]
+    """For each piece: its counts, the intervention's place among them, and how many of its tokens are changed."""
+
+
+def _changes(pieces: Sequence[Piece], layout: _Layout) -> dict[int, list[_Change]]:
     """Layer to its interventions in their order, each with the tokens of all rows that want it at that place."""
-    tokens: dict[tuple[int, Intervention], list[Tensor]] = {}
+    wanted: dict[tuple[int, Intervention], list[tuple[int, range]]] = {}
     for i, piece in enumerate(pieces):
-        span = layout.span(i)
         for place, intervention in enumerate(piece.interventions):
-            tokens.setdefault((place, intervention), []).append(torch.arange(span.start, span.stop))
-    changes: dict[int, list[tuple[Intervention, Tensor]]] = {}
-    for (_, intervention), spans in sorted(tokens.items(), key=lambda item: item[0][0]):
-        changes.setdefault(intervention.layer, []).append((intervention, torch.cat(spans)))
+            if found := intervention.tokens.of(piece.start, piece.start + len(piece.ids), piece.n_prompt):
+                wanted.setdefault((place, intervention), []).append((i, found))
+    changes: dict[int, list[_Change]] = {}
+    for (place, intervention), parts in sorted(wanted.items(), key=lambda item: item[0][0]):
+        tokens = [torch.arange(found.start, found.stop) + (layout.span(i).start - pieces[i].start) for i, found in parts]
+        counts = [(pieces[i].n_changed, place, len(found)) for i, found in parts]
+        changes.setdefault(intervention.layer, []).append(_Change(intervention, torch.cat(tokens), counts))
     return changes

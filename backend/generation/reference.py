@@ -107,7 +107,7 @@ class ReferenceBatch:
     def _advance(self, group: _Group) -> list[RowState]:
         """One token for each row of the group."""
         rows = [s.row for s in group.states]
-        with self._changed(rows, group.positions, group.mask[:, -group.ids.shape[1] :]):
+        with self._changed(group.states, group.positions, group.mask[:, -group.ids.shape[1] :]):
             output = self.decoder.model(
                 input_ids=group.ids, attention_mask=group.mask, position_ids=group.positions, past_key_values=group.cache, use_cache=True, logits_to_keep=1
             )
@@ -150,7 +150,7 @@ class ReferenceBatch:
         device = self.decoder.model.device
         ids, mask = ids.to(device), mask.to(device)
         positions = (mask.cumsum(-1) - 1).clamp(min=0)
-        with self._changed(rows, positions, mask), self._captured({layer for row in rows for layer in row.capture}) as kept:
+        with self._changed(states, positions, mask), self._captured({layer for row in rows for layer in row.capture}) as kept:
             hidden = self.decoder.model.get_decoder()(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
         for place, (state, text) in enumerate(zip(states, texts, strict=True)):
             state.residuals = {layer: kept[layer][place, : len(text)].cpu() for layer in state.row.capture}
@@ -171,12 +171,12 @@ class ReferenceBatch:
         return score
 
     @contextmanager
-    def _changed(self, rows: Sequence[DecoderRow], positions: Tensor, mask: Tensor) -> Iterator[None]:
+    def _changed(self, states: Sequence[RowState], positions: Tensor, mask: Tensor) -> Iterator[None]:
         """Adapters and interventions of the rows in effect, for the time of the block."""
         with ExitStack() as stack:
-            stack.enter_context(lora.applied(self.decoder.model, _routes(rows)))
-            for layer in {i.layer for row in rows for i in row.interventions}:
-                handle = self.decoder.layers[layer].register_forward_hook(_intervene(layer, rows, positions, mask.bool()))
+            stack.enter_context(lora.applied(self.decoder.model, _routes([s.row for s in states])))
+            for layer in {i.layer for s in states for i in s.row.interventions}:
+                handle = self.decoder.layers[layer].register_forward_hook(_intervene(layer, states, positions, mask.bool()))
                 stack.callback(handle.remove)
             yield
 
@@ -196,17 +196,21 @@ def _hidden(output: Any) -> Tensor:
     return output[0] if isinstance(output, tuple) else output
 
 
-def _intervene(layer: int, rows: Sequence[DecoderRow], positions: Tensor, mask: Tensor) -> Any:
+def _intervene(layer: int, states: Sequence[RowState], positions: Tensor, mask: Tensor) -> Any:
     """A forward hook that applies the rows' interventions at a layer to their real tokens."""
 
     def hook(_module: nn.Module, _inputs: Any, output: Any) -> Any:
         hidden = _hidden(output).clone()
-        for place, row in enumerate(rows):
-            where = mask[place].to(hidden.device)
-            for intervention in row.interventions:
-                if intervention.layer == layer:
-                    at = positions[place][mask[place]]
-                    hidden[place, where] = intervention.apply(hidden[place, where], at, torch.full_like(at, len(row.ids)))
+        for row, state in enumerate(states):
+            for place, intervention in enumerate(state.row.interventions):
+                if intervention.layer != layer or not mask[row].any():
+                    continue
+                known = positions[row][mask[row]]
+                wanted = intervention.tokens.of(int(known[0]), int(known[-1]) + 1, state.row.n_prompt)
+                where = (mask[row] & (positions[row] >= wanted.start) & (positions[row] < wanted.stop)).to(hidden.device)
+                if wanted:
+                    hidden[row, where] = intervention.apply(hidden[row, where])
+                    state.n_changed[place] += len(wanted)
         return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
     return hook
