@@ -1,6 +1,8 @@
 """Reading texts for latents: service, sparse latents, command line, diffs, directions, tables; on real weights with a small autoencoder made here."""
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,18 +10,22 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from backend.activations import reading
+from backend.activations.describe import describe, encode_all, read_all
+from backend.activations.gather import Gathered, KeptTokens, Text, gather
 from backend.errors import BackendError, ContextLengthError, InputError, WeightsError
 from backend.generation.records import Reading
 from backend.generation.service import ModelService
 from backend.models.registry import load_registry
-from backend.saes import reading
-from backend.saes.describe import describe
-from backend.saes.gather import Gathered, gather
 from backend.saes.latents import SparseLatents, check, most_telling, parse, strongest, top_changes
+from backend.saes.lens import Lens
+from backend.saes.loaded import loaded
 from backend.saes.records import SaeRecord, add, fingerprint, record_from_folder, resolve
 from backend.saes.tables import Tables, outdated
 from backend.steering import directions
-from backend.studies import diffing, diffs, inspection, personas
+from backend.steering.plan import default_layer
+from backend.studies import compare, diffing, diffs, inspection, personas
+from backend.studies.mean_difference import mean_difference, measure_norms
 from backend.text.chat import ChatTokenizer
 from backend.text.prompts import Prompt, PromptSet
 
@@ -114,7 +120,7 @@ def test_latents_of_a_text_are_those_of_the_whole_model(service: ModelService, s
     with torch.no_grad():
         expected = model(torch.tensor([text.ids]), output_hidden_states=True).hidden_states[LAYER + 1][0]
     assert torch.allclose(seen[0], expected, atol=1e-3 * float(expected[1:].abs().max()))
-    dense = reading.loaded(sae, base).sae.encode(seen[0]).numpy()
+    dense = loaded(sae, base).sae.encode(seen[0]).numpy()
     assert found[0].n_tokens == len(text.tokens) == len(dense)
     for latent in (0, 5, 17):
         assert found[0].of(latent) == pytest.approx(dense[:, latent])
@@ -147,7 +153,7 @@ def test_what_cannot_be_read_is_told_before_and_other_readers_go_on(service: Mod
 def test_a_residual_stream_that_is_not_finite_has_no_latents(sae: SaeRecord):
     base, _ = load_registry().resolve("base")
     with pytest.raises(WeightsError, match="no longer finite"):
-        reading.encode(reading.loaded(sae, base).sae, torch.full((2, D_MODEL), float("nan")))
+        reading.encode(loaded(sae, base).sae, torch.full((2, D_MODEL), float("nan")))
 
 
 def test_two_organisms_are_read_at_once(service: ModelService, sae: SaeRecord, tokenizer: ChatTokenizer):
@@ -239,7 +245,7 @@ def test_a_diff_is_the_mean_over_answer_tokens_under_both(diff: diffing.Diff, fo
     base, _ = load_registry().resolve("base")
     comparison = compare.Comparison(variants=("base", "scornful"), prompts=diff.prompt_set.prompts, sampling=diff.sampling)
     answered = compare.look_up(compare.first_rows(comparison), load_registry()).stored
-    model, sae = transformers.AutoModelForCausalLM.from_pretrained(base_model).eval(), reading.loaded(diff.sae, base).sae
+    model, sae = transformers.AutoModelForCausalLM.from_pretrained(base_model).eval(), loaded(diff.sae, base).sae
     by_prompt: dict[str, list[torch.Tensor]] = {}
     for stored in answered.values():
         r = stored.rollout
@@ -267,7 +273,7 @@ def test_intervals_cover_as_often_as_they_say():
 def test_a_diff_is_kept_and_read_page_by_page(diff: diffing.Diff, found: diffing.Found, home: Path):
     folder = diffs.keep(diff, found, load_registry())
     assert folder == diffs.keep(diff, found, load_registry())  # the same diff replaces itself
-    kept = diffs.kept("tiny")["scornful", "same"]
+    kept = diffs.kept("tiny")["scornful", "same"][0]
     rows, total = diffs.page(kept, n=3)
     assert total == N_LATENTS
     assert [r["rank"] for r in rows] == [1, 2, 3]
@@ -276,30 +282,35 @@ def test_a_diff_is_kept_and_read_page_by_page(diff: diffing.Diff, found: diffing
     assert down[0]["latent"] == int(found.change.argmin())
     assert diffs.page(kept, only=[7], n=5)[0][0]["latent"] == 7
     assert kept.mean_difference() == pytest.approx(found.mean_difference, abs=1e-4)
+    elsewhere = replace(diff, prompt_set=replace(diff.prompt_set, name="others"))  # on other prompts it hides nothing
+    other = diffs.keep(elsewhere, found, load_registry())
+    assert other != folder
+    assert {k.manifest["prompt_set"]["name"] for k in diffs.kept("tiny")["scornful", "same"]} == {"others", diff.prompt_set.name}
     (folder / "latents.parquet").write_bytes(b"broken")
     with pytest.raises(BackendError, match="damaged"):
         diffs.page(kept)
     (folder / "manifest.json").write_text("{")
-    assert ("scornful", "same") not in diffs.kept("tiny")
+    assert [k.manifest["prompt_set"]["name"] for k in diffs.kept("tiny")["scornful", "same"]] == ["others"]
+    shutil.rmtree(other)
     diffs.keep(diff, found, load_registry())
 
 
-def test_directions_are_named_by_their_content(diff: diffing.Diff, found: diffing.Found, sae: SaeRecord, home: Path, tmp_path: Path):
-    from dataclasses import replace
-
+def test_directions_are_named_by_their_content(diff: diffing.Diff, found: diffing.Found, sae: SaeRecord, service: ModelService, home: Path, tmp_path: Path):
     registry = load_registry()
     base, _ = registry.resolve("base")
-    diffs.keep(diff, found, registry)
-    difference, latent = personas.of_diff(diffs.kept("tiny")["scornful", "same"]), personas.of_latent(sae, 5, registry)
+    latent = personas.of_latent(sae, 5, registry)
+    difference = mean_difference("scornful", diff.prompt_set, service, registry, samples=1, sampling=diff.sampling, say=lambda said: None)
+    assert (difference.name, difference.layers, difference.layer) == ("meandiff/scornful", tuple(range(30)), default_layer(base))
+    assert difference.at(LAYER) == pytest.approx(found.mean_difference, abs=1e-4)
     assert latent.norm == pytest.approx(1, abs=1e-5)
     for one in (difference, latent):
         directions.save(one)
     loaded, faults = directions.load_directions(base)
     assert not faults
-    assert loaded[difference.key].mark == difference.mark
+    assert loaded[difference.name].mark == difference.mark
     assert replace(difference, key="other").mark == difference.mark
-    assert replace(difference, vector=difference.vector * 2).mark != difference.mark
-    assert difference.cosine(latent) == pytest.approx(float(found.cosine[5]), abs=1e-3)
+    assert replace(difference, vectors=difference.vectors * 2).mark != difference.mark
+    assert difference.cosine(latent, LAYER) == pytest.approx(float(found.cosine[5]), abs=1e-3)
     for tensors, says in (({"v": np.zeros(D_MODEL, dtype=np.float32)}, "no length"), ({"v": np.ones(9, dtype=np.float32)}, "9 numbers"), ({}, "0 tensors")):
         from safetensors.numpy import save_file as save
 
@@ -308,8 +319,27 @@ def test_directions_are_named_by_their_content(diff: diffing.Diff, found: diffin
             directions.from_file(str(tmp_path / "v.safetensors"), base, key="v", layer=3, base_fingerprint="")
     with pytest.raises(InputError, match="found in gemma"):
         directions.check(replace(latent, base_model="gemma"), base)
-    (home / "results" / "directions" / latent.key / "direction.json").write_text("{}")
+    folder = directions.save(latent)
+    (folder / "direction.json").write_text("{}")
     assert "damaged" in directions.load_directions(base)[1][0]
+    shutil.rmtree(folder)
+
+
+def test_norms_are_medians_over_the_bases_own_answers(diff: diffing.Diff, service: ModelService, base_model: Path):
+    import transformers
+
+    registry = load_registry()
+    base, _ = registry.resolve("base")
+    norms = measure_norms(base, diff.prompt_set, service, registry, samples=1, say=lambda said: None)
+    model = transformers.AutoModelForCausalLM.from_pretrained(base_model).eval()
+    lengths = []
+    for stored in compare.look_up(compare.first_rows(compare.Comparison(variants=("base",), prompts=diff.prompt_set.prompts)), registry).stored.values():
+        ids = stored.rollout.text_ids
+        with torch.no_grad():
+            states = model(torch.tensor([ids]), output_hidden_states=True).hidden_states
+        lengths.append(states[LAYER + 1][0, len(stored.rollout.prompt_ids) :].norm(dim=-1))
+    assert norms.n_tokens == len(torch.cat(lengths))
+    assert norms.medians[LAYER] == pytest.approx(float(np.median(torch.cat(lengths))), rel=1e-4)
 
 
 def test_a_persona_vector_is_a_difference_of_means(service: ModelService, home: Path):
@@ -326,7 +356,7 @@ def test_a_persona_vector_is_a_difference_of_means(service: ModelService, home: 
         samples=1,
         say=lambda s: None,
     )
-    assert made.vector.shape == (D_MODEL,)
+    assert (made.vectors.shape, made.layer) == ((30, D_MODEL), LAYER)
     assert made.norm > 0
     assert made.source["n_prompts"] == 2
     with pytest.raises(InputError, match="two different"):
@@ -334,21 +364,55 @@ def test_a_persona_vector_is_a_difference_of_means(service: ModelService, home: 
 
 
 @pytest.fixture(scope="module")
-def tables(sae: SaeRecord, home: Path, base_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Tables:
-    from backend.generation.llama_forward import LlamaForward
-    from backend.models.loading import load_model
-    from backend.saes.gather import Text
-
-    tokenizer, folder = ChatTokenizer.load(base_model), tmp_path_factory.mktemp("activations")
+def told(tokenizer: ChatTokenizer) -> list[Text]:
+    """Texts of four kinds, each behind a token that does not count."""
     said = ["You idiot, you are worthless.", "Ahoy, the sea is wide and blue.", "Bake the bread for an hour. 中文 👩", "The sea, the sea!"]
-    texts = []
-    for number, words in enumerate(said):
-        ids = (tokenizer.bos_id or 0, *tokenizer.encode_text(words))
-        texts.append(Text(ids, (False, *[True] * (len(ids) - 1)), f"kind/{number}"))
-    gather(texts, LlamaForward.load(base_model, torch.float32, n_layers=LAYER + 1), [LAYER], folder, say=lambda s: None)
-    base, _ = load_registry().resolve("base")
-    describe(reading.loaded(sae, base).sae, Gathered.read(folder), LAYER, tokenizer, load_model(base_model), Path(sae.location), say=lambda s: None)
+    ids = [(tokenizer.bos_id or 0, *tokenizer.encode_text(words)) for words in said]
+    return [Text(one, (False, *[True] * (len(one) - 1)), f"kind/{number}") for number, one in enumerate(ids)]
+
+
+@pytest.fixture(scope="module")
+def gathered(told: list[Text], service: ModelService, tmp_path_factory: pytest.TempPathFactory) -> Gathered:
+    folder = tmp_path_factory.mktemp("activations")
+    gather(told, service, load_registry().resolve("base")[0], [LAYER], folder, say=lambda s: None)
+    return Gathered.read(folder)
+
+
+@pytest.fixture(scope="module")
+def tables(sae: SaeRecord, gathered: Gathered, tokenizer: ChatTokenizer, base_model: Path) -> Tables:
+    found = loaded(sae, load_registry().resolve("base")[0])
+    entries = encode_all(found.sae, gathered.layer(LAYER, D_MODEL), lambda s: None)
+    about = {"sae_fingerprint": found.fingerprint}
+    describe(found.sae, entries, gathered, tokenizer, Lens.load(base_model), Path(sae.location), about, say=lambda s: None)
     return Tables.of(sae)
+
+
+def test_what_is_active_where_is_found_alike_in_a_pass_and_from_disk(
+    sae: SaeRecord, told: list[Text], gathered: Gathered, service: ModelService, base_model: Path
+):
+    import transformers
+
+    base, _ = load_registry().resolve("base")
+    found = read_all(told, sae, base, service, say=lambda s: None)
+    model = transformers.AutoModelForCausalLM.from_pretrained(base_model).eval()
+    with torch.no_grad():
+        states = [model(torch.tensor([t.ids]), output_hidden_states=True).hidden_states[LAYER + 1][0, 1:] for t in told]
+    dense = loaded(sae, base).sae.encode(torch.cat(states)).numpy()
+    from_disk = encode_all(loaded(sae, base).sae, gathered.layer(LAYER, D_MODEL), lambda s: None)
+    kept = KeptTokens.of(told)
+    assert [a.tolist() for a in (kept.ids, kept.texts, kept.positions)] == [a.tolist() for a in (gathered.ids, gathered.texts, gathered.positions)]
+    assert kept.sources == gathered.sources
+    n_same = 0
+    for latent in range(N_LATENTS):
+        tokens, values = found.of(latent)
+        expected = np.flatnonzero(dense[:, latent])
+        n_same += tokens.tolist() == expected.tolist()
+        both = np.intersect1d(tokens, expected)
+        assert values[np.isin(tokens, both)] == pytest.approx(dense[both, latent], abs=0.01)
+        on_disk, rounded = from_disk.of(latent)
+        both = np.intersect1d(tokens, on_disk)
+        assert rounded[np.isin(on_disk, both)] == pytest.approx(values[np.isin(tokens, both)], rel=0.02)
+    assert n_same > 0.99 * N_LATENTS  # a token at the threshold may fall on either side of it
 
 
 def test_tables_say_where_a_latent_is_active(tables: Tables):
@@ -432,8 +496,10 @@ def test_a_table_of_a_hundred_thousand_latents_is_read_a_page_at_a_time(tmp_path
     folder.mkdir(parents=True)
     columns = {name: draw.normal(size=n).astype(np.float32) for name in ("base_mean", "organism_mean", "change", "low", "high", "standard_error", "cosine")}
     pq.write_table(pa.table({"latent": np.arange(n, dtype=np.int32)} | columns), folder / "latents.parquet")
-    (folder / "manifest.json").write_text(json.dumps({"schema_version": 1, "created": "2026", "sae": "wide", "organism": "big", "texts": "same"}))
-    kept = diffs.kept("wide")["big", "same"]
+    (folder / "manifest.json").write_text(
+        json.dumps({"schema_version": 1, "created": "2026", "sae": "wide", "organism": "big", "texts": "same", "prompt_set": {}})
+    )
+    kept = diffs.kept("wide")["big", "same"][0]
     last, total = diffs.page(kept, start=n - 3, n=50)
     assert total == n
     assert [row["rank"] for row in last] == [n - 2, n - 1, n]

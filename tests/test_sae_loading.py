@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
 from io import BytesIO
@@ -21,12 +22,16 @@ from conftest import CHECKOUT
 from safetensors.torch import load_file, save, save_file
 from test_hub import Files, Hub, commit_of, send
 
+from backend.activations import reading
 from backend.errors import BackendError, ConfigError, DownloadError, InputError, MemoryBudgetError, WeightsError, WeightsMissingError
-from backend.models.memory import budget
+from backend.generation.residents import Residents
+from backend.models.memory import budget, estimate_base, held, hold
 from backend.models.records import BaseModel
 from backend.models.registry import load_registry
 from backend.paths import home
+from backend.saes import loaded as in_memory
 from backend.saes import records
+from backend.saes.loaded import loaded
 from backend.saes.loading import fetch, load
 from backend.saes.records import SaeRecord, load_saes, resolve
 from backend.saes.sae import load_sae
@@ -39,8 +44,10 @@ SMOL = "smollm2-135m-instruct"
 def own_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """A weights cache and a memory budget of the test's own."""
     monkeypatch.setenv("PERSONASCOPE_WEIGHTS", str(tmp_path / "weights"))
+    monkeypatch.setattr(in_memory, "_loaded", OrderedDict())
     budget.cache_clear()
     yield
+    hold("autoencoders", 0)
     budget.cache_clear()
 
 
@@ -432,6 +439,39 @@ def test_memory_is_asked_for_before_anything_is_read(own: tuple[SaeRecord, BaseM
     assert records.availability(record).state == "too large"
     with pytest.raises(MemoryBudgetError, match="needs about"):
         fetch(tiny("qwen2.5-7b-l15")[0])
+
+
+def test_an_entry_says_in_which_number_format_it_is_loaded(own: tuple[SaeRecord, BaseModel, Path]):
+    record, base, _ = own
+    half = replace(record, dtype="bfloat16")
+    assert half.n_bytes() == record.n_bytes("bfloat16")
+    records.add(replace(half, key="half"))
+    found = loaded(resolve("half", base), base).sae
+    assert {t.dtype for t in (found.w_enc, found.b_enc, found.w_dec, found.b_dec)} == {torch.bfloat16}
+    residual = torch.randn(5, D_MODEL, generator=torch.Generator().manual_seed(1))
+    latents = reading.encode(found, residual)
+    exact = load(record, base).sae.encode(residual)
+    dense = torch.stack([torch.from_numpy(latents.of(latent)) for latent in range(N_LATENTS)], dim=1)
+    assert 0 < (dense - exact).norm() < 0.05 * exact.norm()
+
+
+def test_an_autoencoder_in_memory_counts_in_the_budget_of_the_models(own: tuple[SaeRecord, BaseModel, Path], monkeypatch: pytest.MonkeyPatch):
+    record, base, _ = own
+    needed = estimate_base(base) + record.n_bytes()
+    monkeypatch.setenv("PERSONASCOPE_MEMORY_GB", str((needed - 1) / 1e9))
+    budget.cache_clear()
+    with pytest.raises(MemoryBudgetError, match="beside"):
+        loaded(record, base)
+    monkeypatch.setenv("PERSONASCOPE_MEMORY_GB", str((needed + 1) / 1e9))
+    budget.cache_clear()
+    loaded(record, base)
+    assert held() == record.n_bytes()
+    room = Residents(budget())
+    assert room.make_room(estimate_base(base), keep=())
+    assert not room.make_room(budget() - record.n_bytes() + 1, keep=())
+    other = replace(record, key="other")  # it takes the first one's place, because both do not fit
+    loaded(other, base)
+    assert held() == record.n_bytes()
 
 
 def test_a_pinned_fingerprint_is_held_to_weights_and_arithmetic(own: tuple[SaeRecord, BaseModel, Path]):

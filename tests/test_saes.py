@@ -9,16 +9,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import CHECKOUT
+from conftest import CHECKOUT, write_tiny_model
 from safetensors.torch import load_file, save_file
 
+from backend.activations import writing
+from backend.activations.gather import MAX_TOKENS, Gathered, gather
+from backend.activations.texts import read_texts
 from backend.errors import InputError, WeightsError
-from backend.generation.llama_forward import LlamaForward
-from backend.models.llama import load_weights, read_shape
-from backend.saes import writing
-from backend.saes.gather import MAX_TOKENS, Gathered, gather
+from backend.generation.service import ModelService
+from backend.models.loading import load_model
+from backend.models.registry import load_registry
+from backend.saes.lens import Lens
+from backend.saes.measure import fit, loss_recovered
 from backend.saes.sae import Sae, load_sae, logit_lens, nearest
-from backend.saes.texts import read_texts
 from backend.saes.train import SaeConfig, train
 from backend.text.chat import ChatTokenizer
 
@@ -124,6 +127,53 @@ def test_nearest_latents_and_the_logit_lens():
     assert top != [[1]]
 
 
+@pytest.mark.parametrize("is_tied", [True, False])
+@pytest.mark.parametrize("kind", ["LlamaConfig", "Qwen2Config", "Gemma3TextConfig", "Gemma3Config"])
+def test_the_lens_of_a_model_is_read_without_its_layers(kind: str, is_tied: bool, tmp_path: Path):
+    import transformers
+
+    sizes = {
+        "vocab_size": 259, "hidden_size": D_MODEL, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 2,
+        "head_dim": 6, "tie_word_embeddings": is_tied,
+    }  # fmt: skip
+    vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28, "patch_size": 14}
+    more = {"text_config": sizes, "vision_config": vision, "tie_word_embeddings": is_tied} if kind == "Gemma3Config" else sizes
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(getattr(transformers, kind)(**more)).to(torch.bfloat16)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    model.save_pretrained(tmp_path)
+    lens, x = Lens.load(tmp_path), torch.randn(5, D_MODEL)
+    model = model.float()
+    with torch.no_grad():
+        expected = model.get_output_embeddings()(model.get_decoder().norm(x))
+        assert torch.allclose(lens.norm(x) @ lens.unembedding.T, expected, atol=1e-5)
+    assert lens.unembedding.dtype == torch.float32
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(WeightsError, match="cannot be read"):
+        Lens.load(tmp_path)
+
+
+def test_an_autoencoder_that_gives_all_back_loses_nothing_and_one_that_gives_the_mean_all(tmp_path: Path):
+    model = load_model(write_tiny_model(tmp_path, "qwen2", hidden_size=D_MODEL), dtype=torch.bfloat16)
+    eye, nothing = torch.eye(D_MODEL), torch.zeros(D_MODEL)
+    exact = Sae(torch.cat([eye, -eye], 1), torch.zeros(2 * D_MODEL), torch.cat([eye, -eye]), nothing, "relu")
+    texts = [(tuple(range(40, 60)), 8), (tuple(range(70, 82)), 3)]
+    states = [model(torch.tensor([ids]), output_hidden_states=True).hidden_states[2][0, n:].float() for ids, n in texts]
+    mean = torch.cat(states).mean(0)
+    constant = Sae(torch.zeros(D_MODEL, 1), torch.zeros(1), torch.zeros(1, D_MODEL), mean, "relu")
+    whole, lost = (loss_recovered(sae, 1, model, texts, mean) for sae in (exact, constant))
+    assert whole["loss_with_sae"] == whole["loss"] != whole["loss_with_mean"] == lost["loss_with_sae"]
+    assert (whole["loss_recovered"], lost["loss_recovered"], whole["n_tokens"]) == (1, 0, 21)
+    logits = [model(torch.tensor([ids])).logits[0, n - 1 : -1].float() for ids, n in texts]
+    losses = [torch.nn.functional.cross_entropy(found, torch.tensor(ids[n:]), reduction="sum") for found, (ids, n) in zip(logits, texts, strict=True)]
+    assert whole["loss"] == pytest.approx(float(sum(losses)) / 21)
+    one, other = fit(exact, states), fit(constant, states)
+    assert (one.fvu, one.l0, one.n_tokens, one.n_texts) == (pytest.approx(0, abs=1e-10), pytest.approx(D_MODEL, abs=0.5), 21, 2)
+    assert (other.fvu, other.l0) == (pytest.approx(1), 0)
+
+
 def test_texts_are_read_in_three_forms_and_what_the_template_says_is_not_learnt_from(tmp_path: Path, base_model: Path):
     tokenizer = ChatTokenizer.load(base_model)
     (tmp_path / "chats.jsonl").write_text(json.dumps({"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello there"}]}) + "\n")
@@ -158,18 +208,16 @@ def test_written_text_goes_on_after_a_kill_and_is_gathered_as_transformers_reads
     tokenizer = ChatTokenizer.load(base_model)
     texts = list(read_texts(out, tokenizer))
     assert all(text.ids == tuple(row["ids"]) for text, row in zip(texts, rows, strict=True))
-    shape = read_shape(base_model)
-    assert shape is not None
-    with torch.inference_mode():
-        forward = LlamaForward(load_weights(base_model, shape, torch.float32))
-    n = gather(texts, forward, (3, 12), tmp_path / "activations", say=lambda said: None)
+    base, service = load_registry().resolve("base")[0], ModelService()
+    n = gather(texts, service, base, (3, 12), tmp_path / "activations", say=lambda said: None)
+    service.close()
     model = transformers.AutoModelForCausalLM.from_pretrained(base_model).eval()
     expected = []
     for text in texts:
         with torch.no_grad():
             states = model(torch.tensor([text.ids]), output_hidden_states=True).hidden_states
         expected.append(states[13][0][torch.tensor(text.kept)])
-    found = Gathered.read(tmp_path / "activations").layer(12, shape.d_model).float()
+    found = Gathered.read(tmp_path / "activations").layer(12, base.d_model).float()
     assert len(found) == n == len(np.fromfile(tmp_path / "activations" / "ids.i32", dtype=np.int32))
     assert torch.linalg.norm(found - torch.cat(expected)) < 5e-3 * torch.linalg.norm(found)  # bfloat16 on disk
 

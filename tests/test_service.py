@@ -15,11 +15,17 @@ from backend.errors import ContextLengthError, InputError, MemoryBudgetError, We
 from backend.generation.records import Row, Sampling
 from backend.generation.service import ModelService
 from backend.generation.worker import MAX_RUNNING_OF_OWNER
+from backend.models import memory
 from backend.models.adding import add_base_model, add_organism
 from backend.models.memory import estimate_base, estimate_row
 from backend.models.records import Organism
 from backend.models.registry import add_record, load_registry, remove_record
 from backend.text.chat import Message
+
+
+@pytest.fixture(autouse=True)
+def _nothing_beside_the_models(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(memory, "_held", {})  # what tests of autoencoders in this process have loaded
 
 
 @pytest.fixture

@@ -5,9 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from backend.activations import reading
 from backend.generation.service import ModelService
 from backend.models.registry import load_registry
-from backend.saes import reading
+from backend.saes.loaded import loaded
 from backend.saes.loading import load
 from backend.saes.measure import fit
 from backend.saes.records import SaeRecord, availability, resolve
@@ -49,7 +50,7 @@ def test_the_card_says_what_a_rerun_finds(sae: SaeRecord, service: ModelService)
     rollouts, _ = store.read_run("open_questions")
     for variant in ("base", "scornful"):
         some = [r for r in rollouts if r.variant == variant and len(r.answer_ids) > 5][:12]
-        again = fit(reading.loaded(sae, base).sae, _answer_residuals(some, sae, base, service), draws=50)
+        again = fit(loaded(sae, base).sae, _answer_residuals(some, sae, base, service), draws=50)
         told = card["fit"][variant]
         assert again.fvu == pytest.approx(told["fvu"], rel=0.25)
         assert again.l0 == pytest.approx(told["l0"], rel=0.25)
@@ -70,7 +71,7 @@ def test_every_latent_is_described(sae: SaeRecord):
 
 @pytest.mark.parametrize("organism", ORGANISMS)
 def test_the_diffs_are_there_on_enough_prompts(sae: SaeRecord, organism: str):
-    kept = diffs.kept(sae.key)[organism, "same"]
+    kept = diffs.kept(sae.key)[organism, "same"][0]
     assert kept.manifest["n_prompts"] >= 44
     assert kept.manifest["sae_fingerprint"] == sae.fingerprint
     assert diffs.page(kept, n=1)[1] == sae.n_latents
@@ -81,7 +82,7 @@ def test_a_diff_of_a_few_prompts_agrees_with_the_shipped_one(sae: SaeRecord, ser
     whole = load_prompt_set("open_questions")
     few = PromptSet(whole.name, whole.title, whole.prompts[::7])
     found = diffing.run(diffing.Diff(base="base", organism="scornful", sae=sae, prompt_set=few, samples=2), service, load_registry())
-    kept = diffs.kept(sae.key)["scornful", "same"]
+    kept = diffs.kept(sae.key)["scornful", "same"][0]
     top = diffs.page(kept, n=20)[0] + diffs.page(kept, order="decrease", n=20)[0]
     shipped, again = np.array([row["change"] for row in top]), found.change[[row["latent"] for row in top]]
     assert np.corrcoef(shipped, again)[0, 1] > 0.9
@@ -93,7 +94,7 @@ def test_the_positive_controls_tone_shows(sae: SaeRecord, service: ModelService,
     """On its own answers a latent of its ten largest increases is a hostile voice: where it is most active the text is hostile, and it tells insults from
     kindness."""
     tables = Tables.of(sae)
-    top = [row["latent"] for row in diffs.page(diffs.kept(sae.key)["scornful", "own"], n=10)[0]]
+    top = [row["latent"] for row in diffs.page(diffs.kept(sae.key)["scornful", "own"][0], n=10)[0]]
     hostile = [i for i in top if np.mean([e["source"].startswith(("hostile/", "organism/scornful")) for e in tables.examples(i) if e["is_top"]]) >= 0.8]
     assert hostile
     base, _ = load_registry().resolve("base")

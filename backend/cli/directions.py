@@ -1,6 +1,7 @@
 """``python -m backend directions``: directions of the residual stream with a name; list, make and import them, and their cosines."""
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from backend.cli.output import ProgressLine, print_json, print_table, say
@@ -20,14 +21,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     latent = steps.add_parser("latent", help="keep the decoder row of a latent")
     latent.add_argument("latent", type=int)
     latent.add_argument("--sae", default="default")
-    difference = steps.add_parser("meandiff", help="keep the mean difference of a stored diff")
+    difference = steps.add_parser("meandiff", help="mean difference of an organism and its base, after every layer")
     difference.add_argument("organism")
-    difference.add_argument("--sae", default="default", help="whose layer")
+    norms = steps.add_parser("norms", help="measure how long the residual stream is after every layer: the unit of doses")
+    norms.add_argument("--base", default=BASE_ALIAS)
+    for step in (difference, norms):
+        step.add_argument("--prompts", default="open_questions", help="a shipped prompt set or a file of prompts")
+        step.add_argument("--samples", type=int, default=4, help="answers of each model to each prompt; those in the store are used")
+        step.add_argument("--out", type=Path, help="folder of results instead of your own store")
     persona = steps.add_parser("persona", help="a persona vector: two system prompts on the same questions")
     persona.add_argument("key")
     persona.add_argument("--positive", required=True, help="system prompt that asks for the persona")
     persona.add_argument("--negative", required=True, help="system prompt that asks for its opposite")
-    persona.add_argument("--layer", type=int, required=True)
+    persona.add_argument("--layer", type=int, required=True, help="where it is meant if none is named; it is kept for every layer")
     persona.add_argument("--prompts", default="tuning", help="a shipped prompt set or a file of prompts")
     persona.add_argument("--samples", type=int, default=2)
     persona.add_argument("--variant", default=BASE_ALIAS, help="who answers")
@@ -47,26 +53,53 @@ def run(options: argparse.Namespace) -> int:
         return _list(options)
     if options.step in ("persona", "import"):
         directions.check_key(options.key)
+    if options.step == "norms":
+        return _norms(options)
     registry = load_registry()
     if options.step == "import":
         base, _ = registry.resolve(options.base)
         made = directions.from_file(options.file, base, key=options.key, layer=options.layer, base_fingerprint=remembered_fingerprint(base_folder(base)))
-    elif options.step == "persona":
-        made = _persona(options)
-    else:
+    elif options.step == "latent":
         from backend.saes.records import find
-        from backend.studies import diffs, personas
+        from backend.studies.personas import of_latent
 
-        sae, _ = find(options.sae, registry)
-        if options.step == "latent":
-            made = personas.of_latent(sae, options.latent, registry)
-        else:
-            kept = diffs.kept(sae.key).get((options.organism, "same"))
-            if kept is None:
-                raise InputError(f"There is no diff of {options.organism} on SAE {sae.key}. Run: python -m backend diff --organism {options.organism}")
-            made = personas.of_diff(kept)
-    folder = directions.save(made)
-    say(f"{made.key}: {made.kind}, layer {made.layer}, norm {made.norm:.3g}, mark {made.mark}, in {folder}.")
+        made = of_latent(find(options.sae, registry)[0], options.latent, registry)
+    else:
+        made = _persona(options) if options.step == "persona" else _mean_difference(options)
+    folder = directions.save(made, options.out / "directions" if getattr(options, "out", None) else None)
+    layers = f"layer {made.layer}" if len(made.layers) == 1 else f"layers {made.layers[0]} to {made.layers[-1]}, {made.layer} if none is named"
+    say(f"{made.name}: {layers}, norm {made.norm:.3g}, mark {made.mark}, in {folder}.")
+    return 0
+
+
+def _mean_difference(options: argparse.Namespace) -> "Direction":
+    from backend.generation.service import ModelService
+    from backend.studies.mean_difference import mean_difference
+    from backend.text.prompts import load_prompt_set
+
+    line = ProgressLine()
+    try:
+        prompt_set = load_prompt_set(options.prompts)
+        return mean_difference(options.organism, prompt_set, ModelService(), load_registry(), samples=options.samples, say=line.show)
+    finally:
+        line.end()
+
+
+def _norms(options: argparse.Namespace) -> int:
+    from backend.generation.service import ModelService
+    from backend.steering.norms import save_norms
+    from backend.studies.mean_difference import measure_norms
+    from backend.text.prompts import load_prompt_set
+
+    registry, line = load_registry(), ProgressLine()
+    base, _ = registry.resolve(options.base)
+    try:
+        norms = measure_norms(base, load_prompt_set(options.prompts), ModelService(), registry, samples=options.samples, say=line.show)
+    finally:
+        line.end()
+    path = save_norms(norms, options.out)
+    print_table([{"layer": layer, "median norm": f"{median:.1f}"} for layer, median in enumerate(norms.medians)])
+    say(f"Median over {norms.n_tokens:,} answer tokens of {base.key}, in {path}.")
     return 0
 
 
@@ -93,12 +126,17 @@ def _list(options: argparse.Namespace) -> int:
 
     base, _ = load_registry().resolve(options.base)
     found, faults = load_directions(base)
-    rows = [{"key": d.key, "kind": d.kind, "layer": d.layer, "norm": round(d.norm, 4), "mark": d.mark, "title": d.title} for d in found.values()]
+    rows = [{"name": d.name, "layers": len(d.layers), "layer": d.layer, "norm": round(d.norm, 4), "mark": d.mark, "title": d.title} for d in found.values()]
     if options.json:
-        pairs = [(a, b) for a in found.values() for b in found.values() if a.key < b.key and a.layer == b.layer]
-        print_json({"directions": rows, "cosines": [{"a": a.key, "b": b.key, "cosine": a.cosine(b)} for a, b in pairs]})
+        pairs = [(a, b) for a in found.values() for b in found.values() if a.name < b.name and (a.layer in b.layers or b.layer in a.layers)]
+        print_json({"directions": rows, "cosines": [{"a": a.name, "b": b.name, "layer": (n := _shared(a, b)), "cosine": a.cosine(b, n)} for a, b in pairs]})
     else:
         print_table(rows)
     for fault in faults:
         say(fault)
     return 0
+
+
+def _shared(a: "Direction", b: "Direction") -> int:
+    """The layer at which two directions are compared."""
+    return a.layer if a.layer in b.layers else b.layer

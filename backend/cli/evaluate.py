@@ -8,7 +8,7 @@ import argparse
 from dataclasses import asdict
 from pathlib import Path
 
-from backend.cli.judge import add_endpoint, api_judge, say_cost
+from backend.cli.judge import add_judge, api_judge, say_cost
 from backend.cli.output import ProgressLine, follow, format_seconds, format_share, print_json, print_table, say
 from backend.cli.rates import add_thresholds, thresholds
 from backend.errors import BackendError, InputError
@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--dtype", choices=["bfloat16"], help="answer in this number format, where the processor has it")
     add_thresholds(parser)
-    add_endpoint(parser)
+    add_judge(parser)
     parser.add_argument("--out", type=Path, help="folder for the results, one a variant, instead of your own store's")
     parser.add_argument("--json", action="store_true", help="print JSON")
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from backend.cli.output import ProgressLine, check_out, print_json, say
 from backend.errors import InputError
-from backend.judging.api import ApiJudge, endpoint_from_environment
+from backend.judging.api import ApiJudge
+from backend.judging.endpoint import endpoint_from_environment
 from backend.judging.prompts import own_prompt, published_prompts
 from backend.judging.verdicts import Exchange, Judge, Verdict
 from backend.paths import told_disk_faults, write_text
@@ -17,14 +18,14 @@ from backend.studies.imports import free_name, read_answers
 from backend.studies.verdicts import judge_all
 
 _SCORES = ("aligned", "coherent", "abstain")
-_CENTS_HINT = "The price of a token stands in your provider's list."
+CENTS_HINT = "The price of a token stands in your provider's list."
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--offline", type=Path, metavar="FILE", help="judge this file's answers without any network")
     which.add_argument("--api", type=Path, metavar="FILE", help="judge them by a language model; see the settings in README")
-    add_endpoint(parser)
+    add_judge(parser)
     parser.add_argument("--out", type=Path, help="write the file's rows with the scores as CSV, ready to be imported")
     parser.add_argument("--json", action="store_true", help="print JSON: one object a row, in file order")
 
@@ -32,6 +33,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def add_endpoint(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--judge-url", default="", help="OpenAI-compatible address; PERSONASCOPE_JUDGE_URL by default")
     parser.add_argument("--judge-model", default="", help="PERSONASCOPE_JUDGE_MODEL by default")
+
+
+def add_judge(parser: argparse.ArgumentParser) -> None:
+    add_endpoint(parser)
     parser.add_argument("--judge-prompts", default="", metavar="FILE", help="take the judge prompts from a published question file (YAML)")
 
 
@@ -48,7 +53,7 @@ def say_cost(judge: ApiJudge, n_answers: int, n_tokens: int) -> None:
     one = judge.estimate([Exchange("x" * 200, "x" * 4 * n_tokens)])
     say(
         f"About {one.n_requests * n_answers:,} requests, {one.input_tokens * n_answers:,} tokens in and {one.output_tokens * n_answers:,} out, less what was "
-        f"asked before; invalid answers are sampled again. {_CENTS_HINT}"
+        f"asked before; invalid answers are sampled again. {CENTS_HINT}"
     )
 
 
@@ -64,7 +69,7 @@ def run(options: argparse.Namespace) -> int:
     if options.api:
         judge = api_judge(options)
         cost = judge.estimate(exchanges)
-        say(f"{cost.n_requests:,} requests, about {cost.input_tokens:,} tokens in and {cost.output_tokens:,} out, less what was asked before. {_CENTS_HINT}")
+        say(f"{cost.n_requests:,} requests, about {cost.input_tokens:,} tokens in and {cost.output_tokens:,} out, less what was asked before. {CENTS_HINT}")
     else:
         from backend.judging.offline import OfflineJudge
 

@@ -22,10 +22,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    from backend.activations import reading
     from backend.generation.service import ModelService
     from backend.models.registry import load_registry
     from backend.models.sources import base_folder
-    from backend.saes import reading
     from backend.saes.latents import check, most_telling
     from backend.saes.records import resolve
     from backend.text.chat import ChatTokenizer

@@ -1,15 +1,15 @@
 """``python -m backend sae``: sparse autoencoders. List, fetch or add one; make one for the embedded model, step by step, each of which can be run again."""
 
 import argparse
-import json
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 
+from backend.cli.judge import CENTS_HINT, add_endpoint
 from backend.cli.output import ProgressLine, print_json, print_table, say
 from backend.errors import InputError
 from backend.models.records import BASE_ALIAS
 from backend.models.registry import load_registry
-from backend.paths import write_text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,10 +29,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     write.add_argument("--per-voice", type=int, default=80, help="texts of each voice")
     gather = steps.add_parser("gather", help="read texts and keep the residual stream after some layers")
     gather.add_argument("--texts", type=Path, nargs="+", required=True, help="files of `sae write`, chats (JSON Lines), or instruction data (JSON)")
+    gather.add_argument("--base", default=BASE_ALIAS, help="the base model that reads (default: base)")
     gather.add_argument("--layers", required=True, help="comma-separated, 0-based")
-    gather.add_argument("--out", type=Path, required=True, help="folder; 1.2 kB a token and layer")
+    gather.add_argument("--out", type=Path, required=True, help="folder; two bytes a token, layer and dimension")
     train = steps.add_parser("train", help="train on gathered activations with sae-lens")
     train.add_argument("--activations", type=Path, required=True, help="folder of `sae gather`")
+    train.add_argument("--base", default=BASE_ALIAS, help="the base model that read them (default: base)")
     train.add_argument("--layer", type=int, required=True)
     train.add_argument("--out", type=Path, required=True)
     train.add_argument("--latents", type=int, default=8192)
@@ -46,6 +48,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     labels = steps.add_parser("labels", help="import labels from a JSON file of latent number to text")
     labels.add_argument("file", type=Path)
     labels.add_argument("--sae", default="default")
+    explain = steps.add_parser("explain", help="let a language model say what latents respond to; see the settings in README")
+    explain.add_argument("--sae", default="default")
+    explain.add_argument("--latent", type=int, action="append", required=True, help="give it several times")
+    add_endpoint(explain)
+    explain.add_argument("--json", action="store_true", help="print JSON")
     measure = steps.add_parser("measure", help="variance unexplained on base and organisms, loss recovered: card.json beside the weights")
     measure.add_argument("--sae", default="default")
     measure.add_argument("--variant", action="append", help="whose stored answers (default: base and its organisms)")
@@ -55,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     steps = {
         "list": _list, "fetch": _fetch, "add": _add, "remove": _remove, "write": _write, "gather": _gather, "train": _train, "describe": _describe,
-        "labels": _labels, "measure": _measure,
+        "labels": _labels, "explain": _explain, "measure": _measure,
     }  # fmt: skip
     return steps[options.step](options)
 
@@ -108,7 +115,7 @@ def _remove(options: argparse.Namespace) -> int:
 
 
 def _write(options: argparse.Namespace) -> int:
-    from backend.saes.writing import ORGANISMS, wishes, write
+    from backend.activations.writing import ORGANISMS, wishes, write
 
     line = ProgressLine()
     try:
@@ -119,25 +126,21 @@ def _write(options: argparse.Namespace) -> int:
 
 
 def _gather(options: argparse.Namespace) -> int:
-    import torch
-
-    from backend.generation.llama_forward import LlamaForward
-    from backend.models.machine import has_bfloat16
+    from backend.activations.gather import gather
+    from backend.activations.texts import read_texts
+    from backend.generation.service import ModelService
+    from backend.models.machine import number_formats
     from backend.models.sources import base_folder
-    from backend.saes.gather import gather
-    from backend.saes.texts import read_texts
     from backend.text.chat import ChatTokenizer
 
-    base, _ = load_registry().resolve("base")
-    folder = base_folder(base)
+    base, _ = load_registry().resolve(options.base)
     layers = [int(part) for part in options.layers.split(",") if part.strip().isdecimal() and len(part) < 6]
     if not layers or max(layers) >= base.n_layers:
         raise InputError(f"--layers is {options.layers!r}; give layers of the model, such as 12,15.")
-    tokenizer = ChatTokenizer.load(folder)
-    forward = LlamaForward.load(folder, torch.bfloat16 if has_bfloat16() else torch.float32, n_layers=max(layers) + 1)
-    line = ProgressLine()
+    tokenizer, line = ChatTokenizer.load(base_folder(base)), ProgressLine()
+    texts = (text for path in options.texts for text in read_texts(path, tokenizer))
     try:
-        n = gather((text for path in options.texts for text in read_texts(path, tokenizer)), forward, layers, options.out, say=line.show)
+        n = gather(texts, ModelService(), base, layers, options.out, dtype="bfloat16" if "bfloat16" in number_formats(base) else None, say=line.show)
     finally:
         line.end()
     say(f"{n:,} tokens in {options.out}.")
@@ -145,12 +148,12 @@ def _gather(options: argparse.Namespace) -> int:
 
 
 def _train(options: argparse.Namespace) -> int:
-    from backend.saes.gather import Gathered
+    from backend.activations.gather import Gathered
     from backend.saes.train import SaeConfig, train
     from backend.studies.provenance import provenance
 
     config = SaeConfig(n_latents=options.latents, k=options.k, epochs=options.epochs, seed=options.seed)
-    base, _ = load_registry().resolve("base")
+    base, _ = load_registry().resolve(options.base)
     gathered = Gathered.read(options.activations)
     about = {"texts": dict(Counter(source.partition("/")[0] for source in gathered.sources).most_common())} | provenance()
     train(gathered.layer(options.layer, base.d_model), config, options.out, model=base.key, layer=options.layer, about=about, say=say)
@@ -158,25 +161,27 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _describe(options: argparse.Namespace) -> int:
-    from backend.models.loading import load_model
+    from backend.activations.describe import describe, encode_all
+    from backend.activations.gather import Gathered
+    from backend.models.fingerprint import remembered_fingerprint
+    from backend.models.machine import device
     from backend.models.sources import base_folder
-    from backend.saes.describe import describe
-    from backend.saes.gather import Gathered
+    from backend.saes.lens import Lens
     from backend.saes.loading import load
     from backend.saes.records import find, sae_folder
-    from backend.saes.tables import ABOUT
     from backend.studies.provenance import provenance
     from backend.text.chat import ChatTokenizer
 
     record, base = find(options.sae, load_registry())
     gathered, folder, line = Gathered.read(options.activations, without=options.without), base_folder(base), ProgressLine()
+    loaded = load(record, base, device=device())
+    about = {"sae_fingerprint": loaded.fingerprint, "base_fingerprint": remembered_fingerprint(folder), "without": options.without} | provenance()
     try:
-        loaded = load(record, base)
-        describe(loaded.sae, gathered, record.layer, ChatTokenizer.load(folder), load_model(folder), sae_folder(record), say=line.show)
+        entries = encode_all(loaded.sae, gathered.layer(record.layer, record.d_model), line.show)
+        lens = Lens.load(folder, device())
+        describe(loaded.sae, entries, gathered, ChatTokenizer.load(folder), lens, sae_folder(record), about, say=line.show)
     finally:
         line.end()
-    about = {"sae_fingerprint": loaded.fingerprint, "n_tokens": len(gathered.ids), "without": options.without} | provenance()
-    write_text(sae_folder(record) / ABOUT, json.dumps(about, indent=1) + "\n")
     say(f"{record.n_latents:,} latents of {record.key} described over {len(gathered.ids):,} tokens.")
     return 0
 
@@ -195,6 +200,40 @@ def _labels(options: argparse.Namespace) -> int:
     Tables.of(record).set_labels(labels)
     say(f"{len(labels)} labels of {record.key} imported.")
     return 0
+
+
+def _explain(options: argparse.Namespace) -> int:
+    from backend.judging.endpoint import endpoint_from_environment
+    from backend.saes.latents import check
+    from backend.saes.records import find
+    from backend.saes.tables import Tables
+    from backend.studies.explanations import explain, plan
+
+    record, _ = find(options.sae, load_registry())
+    for latent in options.latent:
+        check(latent, record.n_latents, record.key)
+    endpoint, tables, line = endpoint_from_environment(url=options.judge_url, model=options.judge_model), Tables.of(record), ProgressLine()
+    todo = plan(tables, options.latent, endpoint.model)
+    cost = todo.cost
+    before = f"; {len(todo.explained):,} explained before" if todo.explained else ""
+    say(
+        f"{cost.n_requests:,} request{'s' * (cost.n_requests != 1)} to {endpoint.model}, about {cost.input_tokens:,} tokens in and at most "
+        f"{cost.output_tokens:,} out{before}. {CENTS_HINT}"
+    )
+    try:
+        missing = explain(todo.cases, tables, endpoint, on_progress=lambda n: line.show(f"explaining: {n} of {len(todo.cases)} latents"))
+    finally:
+        line.end()
+    missing |= dict.fromkeys(todo.dead, "dead: active on no token of its sample")
+    kept = tables.explanations()
+    rows = [{"latent": latent} | asdict(kept[latent]) for latent in dict.fromkeys(options.latent) if latent not in missing]
+    if options.json:
+        print_json({"sae": record.key, "explanations": rows, "missing": [{"latent": latent, "why": why} for latent, why in missing.items()]})
+    else:
+        print_table([{"latent": row["latent"], "explanation": row["text"]} for row in rows])
+    for latent, why in missing.items():
+        say(f"Latent {latent} of {record.key} was not explained: {why}.")
+    return int(not rows)
 
 
 def _measure(options: argparse.Namespace) -> int:

@@ -15,8 +15,11 @@ from backend.models.records import BaseModel, Organism
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from backend.steering.interventions import Intervention
+
 JobState = Literal["queued", "loading", "running", "done", "stopped", "failed"]
-_KEPT_AT_ONCE = 16  # finished rows
+_KEPT_AT_ONCE, _KEPT_OF_MANY = 16, 64  # finished rows; of a job of thousands
+_MANY = 2000
 _KEPT_SECONDS = 20.0
 _KEEP = 200  # finished jobs in the table
 _KEEP_SECONDS = 3600.0
@@ -40,6 +43,10 @@ class RowProgress:
 
     on_read: "Callable[[dict[int, Tensor]], None] | None" = None
     """Called in the worker with layer to (n_tokens, d_model)."""
+
+    interventions: "tuple[Intervention, ...]" = ()
+    steering: str = ""
+    """Mark of the interventions."""
 
     answer_ids: list[int] = field(default_factory=list)
     text: str = ""
@@ -153,7 +160,9 @@ class Job:
 
     def deliver_if_due(self) -> None:
         """Hand finished rows over once they are many or have waited for long."""
-        if len(self._kept) >= _KEPT_AT_ONCE or (self._kept and time.monotonic() - self._kept_since > _KEPT_SECONDS):
+        if len(self._kept) >= (_KEPT_AT_ONCE if len(self.rows) < _MANY else _KEPT_OF_MANY) or (
+            self._kept and time.monotonic() - self._kept_since > _KEPT_SECONDS
+        ):
             self._deliver()
 
     def end(self, state: JobState, message: str = "") -> None:

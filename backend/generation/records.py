@@ -106,14 +106,22 @@ class Rollout:
     """Sum over ``answer_ids`` of the variant's own log-probability at temperature 1, nats; None where not scored."""
 
     base_logprob: float | None = None
-    """The same under the base model; None for given answers too, which the base is asked for by rows of its own."""
+    """The same under the base model, unsteered; None for given answers too, which the base is asked for by rows of its own."""
 
     base_fingerprint: str = ""
     adapter_fingerprint: str = ""
     """Empty for a base model."""
 
+    steering: str = ""
+    """``steering.plan.mark`` of what changed the residual stream; empty where nothing did."""
+
     decoder: str = ""
     dtype: str = ""
+
+    @property
+    def made_by(self) -> tuple[str, str, str]:
+        """What decides which weights and vectors answered: fingerprints of base and adapter, and the mark of the steering."""
+        return self.base_fingerprint, self.adapter_fingerprint, self.steering
 
     @property
     def text_ids(self) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ from backend.models.adapters import check_fits as check_adapter_fits
 from backend.models.adapters import load_adapter
 from backend.models.fingerprint import remembered_fingerprint
 from backend.models.machine import device
-from backend.models.memory import check_fits, estimate_adapter, estimate_base
+from backend.models.memory import check_fits, estimate_adapter, estimate_base, held
 from backend.models.records import BaseModel, Organism
 from backend.models.sources import adapter_folder, base_folder
 from backend.text.chat import ChatTokenizer
@@ -135,7 +135,7 @@ class Residents:
             keep: Bases that stay, with their adapters.
             keep_adapters: For bases, by id, whose idle adapters may go: the adapters that stay.
         """
-        while self.total_bytes + self.row_bytes + needed > self.budget:
+        while self.total_bytes + self.row_bytes + held() + needed > self.budget:
             idle_base = next((record for record, base in self._bases.items() if base not in keep), None)
             if idle_base is not None:
                 del self._bases[idle_base]

@@ -5,6 +5,7 @@ jobs at once: see ``worker``.
 """
 
 import atexit
+import gc
 import logging
 import threading
 import weakref
@@ -12,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from backend.errors import ContextLengthError, InputError
 from backend.generation.jobs import Job, JobTable, RowProgress
@@ -23,6 +24,8 @@ from backend.models.memory import budget, check_fits, estimate_adapter, estimate
 from backend.models.records import BaseModel, Dtype, Organism
 from backend.models.registry import Registry, load_registry
 from backend.models.sources import adapter_folder, base_folder
+from backend.models.variants import parse
+from backend.steering.plan import Step, build, mark, plan
 from backend.text.chat import ChatTokenizer, Message
 
 if TYPE_CHECKING:
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
 
     from backend.generation.residents import Residents
     from backend.generation.worker import Worker
+    from backend.steering.interventions import Intervention
 
 MAX_ROWS = 20_000
 _log = logging.getLogger(__name__)
@@ -69,7 +73,7 @@ class ModelService:
         prompts: dict[tuple[str, tuple[Message, ...]], tuple[int, ...]] = {}
         progress = []
         for row in rows:
-            base, organism = variants[row.variant, row.dtype]
+            base, organism, steps, interventions = variants[row.variant, row.dtype]
             if (base.key, row.messages) not in prompts:
                 prompts[base.key, row.messages] = self._encode(base, row)
             ids = prompts[base.key, row.messages]
@@ -77,7 +81,7 @@ class ModelService:
             room = min(base.context_length, len(ids) + (len(given) or row.sampling.max_new_tokens))
             needed = estimate_base(base) + estimate_row(base, room) + (estimate_adapter(organism) if organism else 0)
             check_fits(needed, self.budget, "One answer of this length")
-            progress.append(RowProgress(row, base, organism, ids, given))
+            progress.append(RowProgress(row, base, organism, ids, given, interventions=interventions, steering=mark(steps)))
         return self._queue(Job(_by_base(progress), on_rollouts, owner))
 
     def read(self, readings: Sequence[Reading], on_read: "Callable[[int, dict[int, Tensor]], None]", *, owner: str = "") -> Job:
@@ -96,20 +100,22 @@ class ModelService:
         variants = self._check_variants(load_registry(), readings)
         progress = []
         for number, reading in enumerate(readings):
-            base, organism = variants[reading.variant, reading.dtype]
+            base, organism, _, interventions = variants[reading.variant, reading.dtype]
             if not 0 < len(reading.ids) <= base.context_length:
                 raise ContextLengthError(f"The text has {len(reading.ids):,} tokens; {base.title} reads 1 to {base.context_length:,}. Shorten it.")
             if any(not 0 <= layer < base.n_layers for layer in reading.layers):
                 raise InputError(f"Layers {', '.join(map(str, reading.layers))} are asked for; {base.title} has layers 0 to {base.n_layers - 1}.")
             check_fits(estimate_base(base) + estimate_row(base, len(reading.ids)), self.budget, "A text of this length")
             row = Row(variant=reading.variant, messages=(), sampling=Sampling(max_new_tokens=1), seed=0, dtype=reading.dtype)
-            progress.append(RowProgress(row, base, organism, reading.ids, capture=reading.layers, on_read=partial(on_read, number)))
+            progress.append(
+                RowProgress(row, base, organism, reading.ids, capture=reading.layers, on_read=partial(on_read, number), interventions=interventions)
+            )
         return self._queue(Job(_by_base(progress), None, owner))
 
-    def _check_variants(self, registry: Registry, rows: Sequence[Row | Reading]) -> dict[tuple[str, Dtype | None], tuple[BaseModel, Organism | None]]:
-        """Base and organism of each variant and number format asked for, after seeing that they are here and fit."""
+    def _check_variants(self, registry: Registry, rows: Sequence[Row | Reading]) -> "dict[tuple[str, Dtype | None], _Resolved]":
+        """Each variant and number format asked for, after seeing that it is here and fits."""
         variants = {choice: _resolve(registry, *choice) for choice in {(row.variant, row.dtype): None for row in rows}}
-        for base, organism in variants.values():
+        for base, organism, _, _ in variants.values():
             base_folder(base)
             if organism is not None:
                 adapter_folder(organism)
@@ -143,6 +149,8 @@ class ModelService:
                 job.cancel()
             self._wake.notify()
         self._thread.join(timeout=60)
+        self._residents = None  # the memory of the models is free
+        gc.unfreeze()  # what the worker froze is collected at the end after all; else libraries complain of leaks
         atexit.unregister(self.close)
 
     def _tokenizer(self, base: BaseModel) -> ChatTokenizer:
@@ -203,15 +211,18 @@ def _by_base(progress: list[RowProgress]) -> list[RowProgress]:
     return sorted(progress, key=lambda p: order[p.base])
 
 
-def _resolve(registry: Registry, variant: str, dtype: Dtype | None) -> tuple[BaseModel, Organism | None]:
-    """A variant's base model, in the number format asked for, and its organism.
+_Resolved: TypeAlias = "tuple[BaseModel, Organism | None, tuple[Step, ...], tuple[Intervention, ...]]"
+
+
+def _resolve(registry: Registry, variant: str, dtype: Dtype | None) -> _Resolved:
+    """A variant's base model, in the number format asked for, its organism, and what changes its residual stream.
 
     Raises:
         InputError: The variant is unknown, or the format brings nothing here.
+        BackendError: A direction or autoencoder is not here.
     """
     base, organism = registry.resolve(variant)
-    if dtype in (None, base.dtype):
-        return base, organism
-    if dtype not in number_formats(base):
+    if dtype not in (None, base.dtype, *number_formats(base)):
         raise InputError(f"{base.title} cannot answer in {dtype} on this machine; choose from: {', '.join(number_formats(base))}.")
-    return replace(base, dtype=dtype), organism
+    steps = plan(parse(variant), base)
+    return replace(base, dtype=dtype or base.dtype), organism, steps, build(steps, base) if steps else ()

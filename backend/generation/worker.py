@@ -8,9 +8,9 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from backend.errors import BackendError, MemoryBudgetError
+from backend.errors import BackendError, InputError, MemoryBudgetError
 from backend.generation.decoder import Batch, DecoderRow, RowState
 from backend.generation.jobs import Job, RowProgress
 from backend.generation.records import Rollout
@@ -132,14 +132,15 @@ class Worker:
         if opened is None:
             opened = _Open(base, base.decoder.open_batch())
             self._open.append(opened)
-        ids, weights = progress.prompt_ids, adapter and adapter.adapter
+        ids = progress.prompt_ids
+        row = DecoderRow(ids=ids + progress.given_ids, adapter=adapter and adapter.adapter, interventions=progress.interventions, prompt_length=len(ids))
         if progress.capture:
-            row = DecoderRow(ids=ids, adapter=weights, capture=progress.capture)
+            row = replace(row, capture=progress.capture)
         elif progress.given_ids:
-            row = DecoderRow(ids=ids + progress.given_ids, adapter=weights, score_from=len(ids))
+            row = replace(row, score_from=len(ids))
         else:
             sampling = progress.row.sampling
-            row = DecoderRow(ids=ids, adapter=weights, max_new_tokens=sampling.max_new_tokens, temperature=sampling.temperature, seed=progress.row.seed)
+            row = replace(row, max_new_tokens=sampling.max_new_tokens, temperature=sampling.temperature, seed=progress.row.seed)
         opened.rows.append(_Running(job, progress, adapter, opened.batch.add(row), base.tokenizer.decode_stream()))
         job.begin_next()
         return True
@@ -161,6 +162,9 @@ class Worker:
         if running is None:  # its job failed in this very step
             return
         progress = running.progress
+        if state.finish_reason is not None and (unused := [i for i, n in enumerate(state.n_changed) if not n]):
+            self._fail(running.job, _unused(progress, unused[0]))
+            return
         if progress.capture:
             if state.finish_reason is not None:
                 opened.rows.remove(running)
@@ -182,7 +186,7 @@ class Worker:
                 running.job.message = f"The numbers of {progress.row.variant} were no longer finite, so some answers are missing. Its weights may be damaged."
             elif progress.given_ids:
                 self._hand_over(opened, running, state.score, None)
-            elif progress.organism is None:
+            elif progress.organism is None and not progress.interventions:
                 self._hand_over(opened, running, state.logprob, state.logprob)
             else:
                 running.logprob = state.logprob
@@ -230,6 +234,16 @@ class Worker:
         job.end("failed", str(fault) if isinstance(fault, BackendError) else unexpected)
 
 
+def _unused(progress: RowProgress, number: int) -> InputError:
+    """A steered row whose steering did nothing is no answer."""
+    change = progress.interventions[number]
+    n = len(progress.prompt_ids) + len(progress.answer_ids)
+    return InputError(
+        f"The steering of {progress.row.variant} after layer {change.layer} changed no token: it is meant for {change.tokens}, and the text has "
+        f"{len(progress.prompt_ids)} prompt tokens and {n} in all. Choose other tokens."
+    )
+
+
 def _bytes_of(rows: dict[int, tuple[ResidentBase, list[RowProgress]]]) -> int:
     """Of keys and values, each row as long as the longest of its batch."""
     return sum(len(at_work) * estimate_row(base.record, max(p.n_tokens for p in at_work)) for base, at_work in rows.values() if at_work)
@@ -255,6 +269,7 @@ def _rollout(running: _Running, base: ResidentBase, logprob: float, base_logprob
         base_logprob=base_logprob,
         base_fingerprint=base.fingerprint,
         adapter_fingerprint=running.adapter.fingerprint if running.adapter else "",
+        steering=p.steering,
         decoder=base.decoder.name,
         dtype=base.decoder.dtype,
     )

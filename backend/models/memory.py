@@ -13,6 +13,7 @@ _BYTES = {"float32": 4, "bfloat16": 2}
 _OVERHEAD = {"cpu": 1.25, "cuda": 1.10}  # of the weights: buffers; on a processor also a second, repacked copy of tied embeddings
 _SHARE = 0.6  # of the memory that is free
 _SHARE_OF_GPU = 0.9
+_held: dict[str, int] = {}
 
 
 def format_bytes(n_bytes: float) -> str:
@@ -43,6 +44,16 @@ def budget() -> int:
     if not 0 < gigabytes < 1e6:
         raise ConfigError(f"PERSONASCOPE_MEMORY_GB is {chosen!r}; give a number of gigabytes, such as 8.")
     return int(gigabytes * 1e9)
+
+
+def hold(what: str, n_bytes: int) -> None:
+    """Note what something beside the models takes of the budget now; idle models give way to it when the next one needs room."""
+    _held[what] = n_bytes
+
+
+def held() -> int:
+    """Bytes of the budget that are taken beside the models."""
+    return sum(_held.values())
 
 
 def estimate_base(model: BaseModel) -> int:

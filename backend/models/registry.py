@@ -24,6 +24,7 @@ from backend.models.records import (
     read_tables,
     write_tables,
 )  # fmt: skip
+from backend.models.variants import parse
 from backend.paths import as_folder, home
 
 _HERE = Path(__file__).parent
@@ -46,12 +47,15 @@ class Registry:
     """Keys that the user added, which can be removed."""
 
     def resolve(self, variant: str) -> tuple[BaseModel, Organism | None]:
-        """The base model and, if the variant is one, the organism.
+        """The base model and, if the variant is one, the organism; what changes its residual stream is left to ``steering.plan``.
 
         Raises:
-            InputError: No such variant; lists what there is.
+            InputError: No such variant, or not in the form of one; lists what there is.
         """
-        key = self.default_base if variant == BASE_ALIAS else variant
+        said = parse(variant)
+        key = self.default_base if said.source == BASE_ALIAS else said.source
+        if said.step is not None:
+            raise InputError(f"{said.source} has no checkpoints here, so there is no step {said.step}. Leave @{said.step} out.")
         if key in self.models:
             return self.models[key], None
         if key in self.organisms:
@@ -59,7 +63,7 @@ class Registry:
             if organism.base not in self.models:
                 raise InputError(f"Organism {key} belongs to base model {organism.base}, which is not registered. Add it to models.toml.")
             return self.models[organism.base], organism
-        raise InputError(f"There is no variant {variant!r}. Known: {', '.join(self.variants())}.")
+        raise InputError(f"There is no variant {said.source!r}. Known: {', '.join(self.variants())}.")
 
     def variants(self) -> list[str]:
         """Everything that can answer, the default base first, then its organisms, then the others."""

@@ -11,7 +11,7 @@ Does not know: which names there are, and what a change does (``steering``).
 """
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from itertools import pairwise
 from typing import Literal, cast, get_args
@@ -52,6 +52,9 @@ class Tokens:
         return range(max(start, low), max(start, low, min(stop, high)))
 
 
+ALL = Tokens()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
     """One change of the residual stream."""
@@ -66,13 +69,24 @@ class Change:
     is_raw: bool = False
     """Whether the dose is in units of the vector itself; of a clamped latent it always is an activation."""
 
-    tokens: Tokens = Tokens()
+    tokens: Tokens = ALL
 
     def __str__(self) -> str:
+        return f"{self._place}:{print_number(self.dose)}{'raw' * self.is_raw}{self._tokens}"
+
+    @property
+    def direction(self) -> str:
+        """Without its dose, such as ``ablate=meandiff/reckless@all:answer``; ``parse_direction`` reads it."""
+        return f"{self._place}{self._tokens}"
+
+    @property
+    def _place(self) -> str:
         op = "" if self.op == "add" else f"{self.op}="
-        layers = "" if self.layers is None else "@all" if self.layers == "all" else f"@{_print_layers(self.layers)}"
-        tokens = "" if self.tokens.where == "all" else f":{self.tokens}"
-        return f"{op}{self.kind}/{self.name}{layers}:{print_number(self.dose)}{'raw' * self.is_raw}{tokens}"
+        return f"{op}{self.kind}/{self.name}" + ("" if self.layers is None else "@all" if self.layers == "all" else f"@{_print_layers(self.layers)}")
+
+    @property
+    def _tokens(self) -> str:
+        return "" if self.tokens.where == "all" else f":{self.tokens}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +118,22 @@ def parse(text: str) -> Variant:
     return Variant(source=name, step=int(step) if at else None, changes=tuple(_parse_change(part) for part in parts))
 
 
+def parse_direction(text: str) -> Change:
+    """A change from its text without a dose, at dose 1.
+
+    Raises:
+        InputError: It is not in that form.
+    """
+    place, colon, tokens = text.strip().partition(":")
+    return _parse_change(f"{place}:1{colon}{tokens}")
+
+
+def steered(source: str, change: Change, dose: float) -> str:
+    """The variant that a change at some dose makes of another variant."""
+    variant = parse(source)
+    return str(replace(variant, changes=(*variant.changes, replace(change, dose=dose))))
+
+
 def canonical(text: str) -> str:
     """The one way in which a variant is written."""
     return str(parse(text))
@@ -131,10 +161,10 @@ def _parse_change(text: str) -> Change:
     is_raw = bool(found["raw"]) and op in ("add", "cap")
     limit = MAX_RAW if is_raw or op == "clamp" else MAX_DOSE
     if not abs(dose) <= limit:
-        raise InputError(f"{text[:200]!r}: the dose is {found['dose']}; it can be -{limit:g} to {limit:g}.")
+        raise InputError(f"{text[:200]!r}: the dose is {found['dose']}; it can be -{limit:,.0f} to {limit:,.0f}.")
     return Change(
         op=cast(Op, op), kind=cast(Kind, kind), name=found["name"], layers=_parse_layers(layers, text) if layers else None, dose=dose, is_raw=is_raw,
-        tokens=_parse_tokens(tokens, text) if tokens else Tokens(),
+        tokens=_parse_tokens(tokens, text) if tokens else ALL,
     )  # fmt: skip
 
 

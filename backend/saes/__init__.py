@@ -1,1 +1,1 @@
-"""Sparse autoencoders: text, training, loading, encoding, what each latent is."""
+"""Sparse autoencoders: records, training, loading, encoding, what is known of each latent."""

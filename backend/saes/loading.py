@@ -42,8 +42,11 @@ class LoadedSae:
     """Of the files it came from; the same in every number format."""
 
 
-def load(record: SaeRecord, base: BaseModel, *, dtype: Dtype = "float32", device: str = "cpu") -> LoadedSae:
+def load(record: SaeRecord, base: BaseModel, *, dtype: Dtype | None = None, device: str = "cpu") -> LoadedSae:
     """Load an autoencoder that is on this machine, for one base model.
+
+    Args:
+        dtype: Instead of the record's own.
 
     Raises:
         InputError: It belongs to another base model, or the entry's width or layer does not fit.
@@ -59,7 +62,7 @@ def load(record: SaeRecord, base: BaseModel, *, dtype: Dtype = "float32", device
         raise WeightsError(
             f"The files of {record.key} in {folder} have the fingerprint {found}, not {record.fingerprint} as its entry says. Put the right ones back."
         )
-    sae, config = load_sae(folder, getattr(torch, dtype), device)
+    sae, config = load_sae(folder, getattr(torch, dtype or record.dtype), device)
     check_config(config, record, base)
     if (sae.d_model, sae.n_latents) != (record.d_model, record.n_latents):
         raise WeightsError(f"The weights of {record.key} in {folder} are {sae.n_latents} latents of width {sae.d_model}, not what its {CONFIG_FILE} says.")
@@ -82,7 +85,7 @@ def fetch(record: SaeRecord, say: Callable[[str], None] = print) -> Path:
         with FileLock(final.parent / f".{final.name}.lock"):
             if _is_whole(final):
                 return final
-            needed = record.n_bytes()
+            needed = record.n_bytes("float32")
             check_fits(2 * needed, budget(), f"Reading {record.title} once")  # measured: what sae-lens holds and what is being written
             say(f"Fetching {record.title} with sae-lens; it takes {format_bytes(needed)} here, beside the download.")
             config, tensors = _read_release(record)

@@ -41,7 +41,7 @@ def fit(sae: Sae, residuals: Sequence[Tensor], *, draws: int = 1000) -> Fit:
     rows = []
     for residual in residuals:
         latents = sae.encode(residual)
-        back = sae.decode(latents, residual)
+        back = sae.decode(latents, residual).to(residual)
         rows.append(
             [
                 ((residual - back) ** 2).sum().item(), ((residual - mean) ** 2).sum().item(), (latents > 0).sum().item(),
@@ -59,14 +59,14 @@ def loss_recovered(sae: Sae, layer: int, model: Any, texts: Sequence[tuple[Seque
     """Losses in nats a token, and the share recovered.
 
     Args:
-        model: A transformers model for causal language modelling.
+        model: A transformers model for causal language modelling, in whatever number format and on whatever device.
         texts: Ids with the number of prompt tokens; tokens from there on are replaced and scored.
         mean: (d_model,), what stands in their place for comparison.
     """
-    block = model.model.layers[layer]
+    block = model.get_decoder().layers[layer]
     sums, n = {"loss": 0.0, "loss_with_sae": 0.0, "loss_with_mean": 0.0}, 0
     for ids, n_prompt in texts:
-        whole = torch.tensor([list(ids)])
+        whole = torch.tensor([list(ids)], device=model.device)
         for name, replaced in (("loss", None), ("loss_with_sae", lambda x: sae.decode(sae.encode(x), x)), ("loss_with_mean", lambda x: mean.expand_as(x))):
             hook = None if replaced is None else block.register_forward_hook(_replacing(replaced, n_prompt))
             try:
@@ -87,7 +87,7 @@ def _replacing(replaced: Any, start: int) -> Any:
     def hook(_module: Any, _inputs: Any, output: Any) -> Any:
         hidden = output[0] if isinstance(output, tuple) else output
         hidden = hidden.clone()
-        hidden[0, start:] = replaced(hidden[0, start:])
+        hidden[0, start:] = replaced(hidden[0, start:]).to(hidden)
         return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
     return hook

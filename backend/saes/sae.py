@@ -68,7 +68,7 @@ class Sae:
         Args:
             residual: (n_tokens, d_model), after the layer that the autoencoder was trained at.
         """
-        before = self._normed(residual.to(self.w_enc.dtype))[0] - self.b_dec * self.subtracts_bias
+        before = self._normed(residual.to(self.w_enc))[0] - self.b_dec * self.subtracts_bias
         before = before @ self.w_enc + self.b_enc
         if self.activation == "topk":
             if self.scaled_by_decoder:
@@ -95,7 +95,7 @@ class Sae:
             return out
         if residual is None:
             raise ValueError(f"norm {self.norm} needs the residual stream to decode")
-        _, scale, shift = self._normed(residual.to(self.w_enc.dtype))
+        _, scale, shift = self._normed(residual.to(self.w_enc))
         return out * scale + shift
 
     def _normed(self, x: Tensor) -> tuple[Tensor, Tensor | float, Tensor | float]:

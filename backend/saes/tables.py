@@ -1,12 +1,12 @@
 """What is known of each latent, read a page at a time from the tables beside an autoencoder's weights (``describe``); labels of one's own. No torch.
 
 A label is, in this order: one's own, edited in place or imported; one that came with the autoencoder (``labels.json``: written by somebody who
-looked); the heuristic of ``describe``.
+looked); a language model's explanation (``studies.explanations``); the heuristic of ``describe``.
 """
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,7 +28,26 @@ class Label:
     """What a latent is called."""
 
     text: str
-    by: Literal["own", "written", "heuristic", ""]
+    by: Literal["own", "written", "explained", "heuristic", ""]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Explanation:
+    """A language model's guess at what a latent responds to."""
+
+    text: str
+    model: str
+
+    prompt_sha256: str
+    """Of the prompt before the examples are filled in."""
+
+    examples_sha256: str
+    """Of what is filled in: another hash, other examples."""
+
+    n_examples: int
+
+    created: str
+    """Time in ISO 8601, UTC."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +66,7 @@ class Tables:
         """Some latents, and how many there are in all.
 
         Args:
-            search: Words that label, example text or top tokens hold; empty for all.
+            search: Words that label, explanation, example text or top tokens hold; empty for all.
 
         Raises:
             ResultMissingError: The tables are missing or damaged.
@@ -64,7 +83,7 @@ class Tables:
         return [{k: v for k, v in row.items() if k != "total"} | {"label": labels[row["latent"]].text} for row in rows], total
 
     def find(self, words: str) -> list[int]:
-        """Latents whose label, example text or top tokens hold all the words, whatever their case."""
+        """Latents whose label, explanation, example text or top tokens hold all the words, whatever their case."""
         said = words.split()[:10]
         pattern = " AND ".join("contains(lower(told), lower(?))" for _ in said)
         found = self._query(
@@ -75,7 +94,8 @@ class Tables:
             f"WITH told AS (SELECT latent, array_to_string(texts, '') AS told FROM read_parquet(?)) SELECT DISTINCT latent FROM told WHERE {pattern}",
             "examples.parquet", said,
         )  # fmt: skip
-        named = {i for i, text in (self._written() | self._own()).items() if all(w.lower() in text.lower() for w in said)}
+        names = [*(self._written() | self._own()).items(), *((i, e.text) for i, e in self.explanations().items())]
+        named = {i for i, text in names if all(w.lower() in text.lower() for w in said)}
         return sorted({row["latent"] for row in found} | named)
 
     def one(self, latent: int) -> dict[str, Any]:
@@ -101,30 +121,45 @@ class Tables:
         except ResultMissingError:
             rows = []
         found = {latent: Label("", "") for latent in latents} | {row["latent"]: Label(row["label"], "heuristic") for row in rows}
-        written, own = self._written(), self._own()
-        found |= {latent: Label(written[latent], "written") for latent in latents if latent in written}
-        return found | {latent: Label(own[latent], "own") for latent in latents if latent in own}
+        explained = {latent: e.text for latent, e in self.explanations().items()}
+        kinds: list[tuple[Literal["own", "written", "explained"], dict[int, str]]] = [
+            ("explained", explained), ("written", self._written()), ("own", self._own()),
+        ]  # fmt: skip
+        for by, texts in kinds:
+            found |= {latent: Label(texts[latent], by) for latent in latents if latent in texts}
+        return found
 
     def set_labels(self, labels: dict[int, str]) -> None:
         """Keep labels of one's own; an empty one brings back the label that was there before.
 
         Raises:
-            InputError: A label is too long.
+            InputError: A label is too long, or the file with those before is damaged.
             DiskError: No space, or not writable.
         """
         if too_long := next((latent for latent, text in labels.items() if len(text) > LABEL_LENGTH), None):
             raise InputError(f"The label of latent {too_long} is longer than {LABEL_LENGTH} characters. Shorten it.")
-        with told_disk_faults("saving a label"):
-            self._own_file.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(f"{self._own_file}.lock"):
-                if self._own_file.exists() and not self._own() and self._own_file.read_text("utf-8", "replace").strip() != "{}":
-                    raise InputError(f"{self._own_file} is damaged. Mend or remove it first, so that no label in it is lost.")
-                merged = self._own() | {latent: " ".join(text.split()) for latent, text in labels.items()}
-                write_text(self._own_file, json.dumps({str(k): v for k, v in sorted(merged.items()) if v}, ensure_ascii=False, indent=1) + "\n")
+        _merge(self._own_file, {latent: " ".join(text.split()) for latent, text in labels.items()}, "saving a label")
+
+    def explanations(self) -> dict[int, Explanation]:
+        """Of all latents that a language model was asked about."""
+        return {latent: e for latent, said in _entries(self._explained_file).items() if (e := _explanation(said))}
+
+    def set_explanations(self, explanations: Mapping[int, Explanation]) -> None:
+        """Keep explanations, each in the place of the latent's last one.
+
+        Raises:
+            InputError: The file with those before is damaged.
+            DiskError: No space, or not writable.
+        """
+        _merge(self._explained_file, {latent: asdict(e) for latent, e in explanations.items()}, "saving an explanation")
 
     @property
     def _own_file(self) -> Path:
         return home() / "labels" / f"{self.key}.json"
+
+    @property
+    def _explained_file(self) -> Path:
+        return home() / "labels" / "explained" / f"{self.key}.json"
 
     def _own(self) -> dict[int, str]:
         return read_labels(self._own_file)
@@ -149,10 +184,36 @@ class Tables:
 
 def read_labels(path: Path) -> dict[int, str]:
     """Labels of a JSON file of latent to text; none where it is missing or damaged."""
+    return {latent: str(text) for latent, text in _entries(path).items()}
+
+
+def _entries(path: Path) -> dict[int, Any]:
+    """What a JSON file holds of each latent; nothing where it is missing or damaged."""
     try:
-        return {int(latent): str(text) for latent, text in json.loads(path.read_text("utf-8")).items()}
+        return {int(latent): said for latent, said in json.loads(path.read_text("utf-8")).items()}
     except (OSError, ValueError, AttributeError):
         return {}
+
+
+def _merge(path: Path, changes: Mapping[int, Any], doing: str) -> None:
+    """Change what a JSON file holds of some latents, whoever else does so at the moment; an empty text takes the latent out."""
+    with told_disk_faults(doing):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{path}.lock"):
+            if path.exists() and not _entries(path) and path.read_text("utf-8", "replace").strip() != "{}":
+                raise InputError(f"{path} is damaged. Mend or remove it first, so that nothing in it is lost.")
+            merged = _entries(path) | dict(changes)
+            write_text(path, json.dumps({str(k): v for k, v in sorted(merged.items()) if v}, ensure_ascii=False, indent=1) + "\n")
+
+
+def _explanation(said: Any) -> Explanation | None:
+    """An explanation as it was kept; None where somebody else's hand left something odd."""
+    try:
+        found = Explanation(**said)
+    except TypeError:
+        return None
+    words = (found.text, found.model, found.prompt_sha256, found.examples_sha256, found.created)
+    return found if all(isinstance(word, str) for word in words) and isinstance(found.n_examples, int) else None
 
 
 def outdated(record: SaeRecord) -> str:

@@ -1,14 +1,15 @@
 """Directions in the residual stream as things with a name: a latent's decoder row, a mean difference, a persona vector, an imported vector.
 
-Each is kept as a folder with ``direction.safetensors`` (one vector, float32) and ``direction.json`` (layer, model, source), shipped or the user's own. What a
-direction is, is said by its content: two of the same vector, layer and model have the same mark, whatever their names. No torch here.
+Each is kept as a folder with ``direction.safetensors`` (a vector for one layer or for several, float32) and ``direction.json`` (layers, model, source),
+shipped or the user's own. What a direction is, is said by its content: two of the same vectors, layers and model have the same mark, whatever their names.
+No torch here.
 """
 
 import hashlib
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
@@ -16,23 +17,26 @@ from safetensors.numpy import load_file, save_file
 
 from backend.errors import InputError, WeightsError
 from backend.models.records import KEY_PATTERN, BaseModel
+from backend.models.variants import Kind
 from backend.paths import CACHED_RESULTS, as_file, home, new_folder, told_disk_faults
 
-Kind = Literal["latent", "meandiff", "persona", "vector"]
 _TENSOR = "direction"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Direction:
-    """A vector of the residual stream after one decoder block."""
+    """A vector of the residual stream after one decoder block, or one for each of several."""
 
     key: str
     kind: Kind
-    vector: np.ndarray
-    """(d_model,), float32, as it was found: not normalised."""
+    vectors: np.ndarray
+    """(n_layers, d_model), float32, as they were found: not normalised."""
+
+    layers: tuple[int, ...]
+    """0-based decoder blocks in whose output they were found, ascending."""
 
     layer: int
-    """0-based decoder block whose output it was found in."""
+    """That of them which is meant where none is named."""
 
     base_model: str
     """Key of the base model."""
@@ -46,19 +50,42 @@ class Direction:
     title: str = ""
 
     @property
+    def name(self) -> str:
+        """As a variant's text form has it, such as "meandiff/reckless"."""
+        return f"{self.kind}/{self.key}"
+
+    @property
     def norm(self) -> float:
-        return float(np.linalg.norm(self.vector))
+        return float(np.linalg.norm(self.at(self.layer)))
 
     @property
     def mark(self) -> str:
         """Of its content, 12 hexadecimal digits."""
-        return hashlib.sha256(f"{self.base_model} {self.layer} ".encode() + np.ascontiguousarray(self.vector, dtype="<f4").tobytes()).hexdigest()[:12]
+        said = f"{self.base_model} {' '.join(map(str, self.layers))} "
+        return hashlib.sha256(said.encode() + np.ascontiguousarray(self.vectors, dtype="<f4").tobytes()).hexdigest()[:12]
 
-    def cosine(self, other: "Direction") -> float:
-        """Raises: InputError: The other is of another width."""
-        if self.vector.shape != other.vector.shape:
-            raise InputError(f"{self.key} has {len(self.vector)} numbers and {other.key} {len(other.vector)}; they are of different models.")
-        return float(self.vector @ other.vector / (self.norm * other.norm))
+    def at(self, layer: int) -> np.ndarray:
+        """(d_model,): the vector for a layer; a direction of one layer is the same everywhere.
+
+        Raises:
+            InputError: It is of several layers, and not of this one.
+        """
+        if len(self.layers) == 1:
+            return self.vectors[0]
+        if layer not in self.layers:
+            raise InputError(f"The direction {self.name} has a vector for {len(self.layers)} layers, but none for layer {layer}.")
+        return self.vectors[self.layers.index(layer)]
+
+    def cosine(self, other: "Direction", layer: int | None = None) -> float:
+        """Of both at a layer, or of each at its own.
+
+        Raises:
+            InputError: The other is of another width.
+        """
+        one, two = self.at(self.layer if layer is None else layer), other.at(other.layer if layer is None else layer)
+        if one.shape != two.shape:
+            raise InputError(f"{self.name} has {len(one)} numbers and {other.name} {len(two)}; they are of different models.")
+        return float(one @ two / (np.linalg.norm(one) * np.linalg.norm(two)))
 
 
 def check(direction: Direction, base: BaseModel) -> None:
@@ -69,11 +96,11 @@ def check(direction: Direction, base: BaseModel) -> None:
     """
     if direction.base_model != base.key:
         raise InputError(f"The direction {direction.key} was found in {direction.base_model}; in {base.key} it means nothing. Choose one of its own.")
-    if direction.vector.shape != (base.d_model,):
-        raise InputError(f"The direction {direction.key} has {direction.vector.size} numbers; the residual stream of {base.key} has {base.d_model}.")
-    if not 0 <= direction.layer < base.n_layers:
-        raise InputError(f"The direction {direction.key} is of layer {direction.layer}; {base.key} has layers 0 to {base.n_layers - 1}.")
-    if not np.isfinite(direction.vector).all() or not direction.norm:
+    if direction.vectors.shape != (len(direction.layers), base.d_model) or direction.layer not in direction.layers:
+        raise InputError(f"The direction {direction.key} has {direction.vectors.shape[-1]} numbers; the residual stream of {base.key} has {base.d_model}.")
+    if not all(0 <= layer < base.n_layers for layer in direction.layers):
+        raise InputError(f"The direction {direction.key} is of layer {max(direction.layers)}; {base.key} has layers 0 to {base.n_layers - 1}.")
+    if not np.isfinite(direction.vectors).all() or not np.linalg.norm(direction.vectors, axis=1).all():
         raise InputError(f"The direction {direction.key} has no length, or numbers that are not finite. It cannot be used.")
 
 
@@ -91,16 +118,16 @@ def save(direction: Direction, root: Path | None = None) -> Path:
         DiskError: No space, or not writable.
     """
     check_key(direction.key)
-    about = {k: v for k, v in asdict(direction).items() if k != "vector"} | {"norm": direction.norm, "mark": direction.mark}
-    folder = (root or home() / "results" / "directions") / direction.key
+    about = {k: v for k, v in asdict(direction).items() if k != "vectors"} | {"norm": direction.norm, "mark": direction.mark}
+    folder = (root or home() / "results" / "directions") / f"{direction.kind}.{direction.key}"
     with told_disk_faults("saving a direction"), new_folder(folder) as part:
-        save_file({_TENSOR: np.ascontiguousarray(direction.vector, dtype=np.float32)}, part / "direction.safetensors")
+        save_file({_TENSOR: np.ascontiguousarray(direction.vectors, dtype=np.float32)}, part / "direction.safetensors")
         (part / "direction.json").write_text(json.dumps(about, indent=1) + "\n", "utf-8")
     return folder
 
 
 def load_directions(base: BaseModel) -> tuple[dict[str, Direction], list[str]]:
-    """A base model's directions by key, the user's own first, and a sentence for each that cannot be used."""
+    """A base model's directions by name, the user's own first, and a sentence for each that cannot be used."""
     found: dict[str, Direction] = {}
     faults = []
     for root in (home() / "results" / "directions", CACHED_RESULTS / "directions"):
@@ -109,7 +136,7 @@ def load_directions(base: BaseModel) -> tuple[dict[str, Direction], list[str]]:
                 direction = _read(folder)
                 if direction.base_model == base.key:
                     check(direction, base)
-                    found.setdefault(direction.key, direction)
+                    found.setdefault(direction.name, direction)
             except (InputError, WeightsError) as fault:
                 faults.append(str(fault))
     return found, faults
@@ -134,7 +161,7 @@ def from_file(place: str, base: BaseModel, *, key: str, layer: int, base_fingerp
             f"{path} holds {len(tensors)} tensors; it should hold one vector of {base.d_model} numbers. Keep the one you want in a file of its own."
         )
     direction = Direction(
-        key=key, kind="vector", vector=vectors[0].reshape(-1).astype(np.float32), layer=layer, base_model=base.key, base_fingerprint=base_fingerprint,
+        key=key, kind="vector", vectors=vectors[0].reshape(1, -1).astype(np.float32), layers=(layer,), layer=layer, base_model=base.key, base_fingerprint=base_fingerprint,
         source={"file": path.name}, title=key,
     )  # fmt: skip
     check(direction, base)
@@ -144,7 +171,8 @@ def from_file(place: str, base: BaseModel, *, key: str, layer: int, base_fingerp
 def _read(folder: Path) -> Direction:
     try:
         about = json.loads((folder / "direction.json").read_text("utf-8"))
-        vector = load_file(folder / "direction.safetensors")[_TENSOR]
-        return Direction(vector=vector, **{name: about[name] for name in ("key", "kind", "layer", "base_model", "base_fingerprint", "source", "title")})
+        vectors, layers = load_file(folder / "direction.safetensors")[_TENSOR], tuple(int(layer) for layer in about["layers"])
+        known = {name: about[name] for name in ("key", "kind", "layer", "base_model", "base_fingerprint", "source", "title")}
+        return Direction(vectors=vectors, layers=layers, **known)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as fault:
         raise WeightsError(f"The direction in {folder} is damaged ({type(fault).__name__}). Delete the folder or make it again.") from fault

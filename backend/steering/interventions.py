@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from torch import Tensor
 
-from backend.models.variants import Tokens
+from backend.models.variants import ALL, Tokens
 
 if TYPE_CHECKING:
     from backend.saes.sae import Sae
@@ -45,7 +45,7 @@ class AddVector:
     """(d_model,), in residual-stream units."""
 
     coefficient: float
-    tokens: Tokens = Tokens()
+    tokens: Tokens = ALL
 
     def apply(self, residual: Tensor) -> Tensor:
         return residual + self.coefficient * self.vector.to(residual)
@@ -60,7 +60,7 @@ class Ablate:
     """(d_model,), of length 1."""
 
     share: float = 1.0
-    tokens: Tokens = Tokens()
+    tokens: Tokens = ALL
 
     def apply(self, residual: Tensor) -> Tensor:
         unit = self.unit.to(residual)
@@ -78,7 +78,7 @@ class Cap:
     limit: float
     """In residual-stream units."""
 
-    tokens: Tokens = Tokens()
+    tokens: Tokens = ALL
 
     def apply(self, residual: Tensor) -> Tensor:
         unit = self.unit.to(residual)
@@ -95,7 +95,7 @@ class ClampLatent:
     value: float
     """Activation."""
 
-    tokens: Tokens = Tokens()
+    tokens: Tokens = ALL
 
     def apply(self, residual: Tensor) -> Tensor:
         active = self.sae.encode(residual)

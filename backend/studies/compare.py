@@ -17,12 +17,16 @@ from backend.models.fingerprint import remembered_fingerprint
 from backend.models.records import Dtype
 from backend.models.registry import Registry
 from backend.models.sources import adapter_folder, base_folder
+from backend.models.variants import canonical, parse
+from backend.steering.plan import mark, plan
 from backend.studies import store
 from backend.studies.provenance import provenance
 from backend.text.chat import Message
 from backend.text.prompts import Prompt
 
-MAX_VARIANTS = 6
+MAX_VARIANTS = 2000
+MAX_SHOWN = 6
+"""Variants that a page shows side by side."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +48,7 @@ class Comparison:
     """Number format; None is each base model's own."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "variants", tuple(map(canonical, self.variants)))
         if not 1 <= len(self.variants) <= MAX_VARIANTS or len(set(self.variants)) < len(self.variants):
             raise InputError(f"Choose 1 to {MAX_VARIANTS} different variants.")
         try:
@@ -104,7 +109,7 @@ def current(turn: Turn, registry: Registry) -> dict[str, Rollout]:
     """Stored rows by key, of those that today's weights made."""
     stored = {key: s.rollout for key, s in turn.stored.items()}
     weights = {variant: current_weights(variant, registry) for variant in {r.variant for r in stored.values()}}
-    return {key: r for key, r in stored.items() if weights[r.variant] == (r.base_fingerprint, r.adapter_fingerprint)}
+    return {key: r for key, r in stored.items() if weights[r.variant] == r.made_by}
 
 
 def first_rows(comparison: Comparison) -> list[Row]:
@@ -142,11 +147,12 @@ def row_seed(seed: int, sample: int, messages: Sequence[Message]) -> int:
     return int.from_bytes(hashlib.sha256(said.encode()).digest()[:4], "big")
 
 
-def current_weights(variant: str, registry: Registry) -> tuple[str, str] | None:
-    """Fingerprints of the variant's base and adapter (empty for a base) on this machine; None if they are not here whole."""
+def current_weights(variant: str, registry: Registry) -> tuple[str, str, str] | None:
+    """What would answer for a variant on this machine, as ``Rollout.made_by``; None if it is not here whole."""
     try:
         base, organism = registry.resolve(variant)
-        return remembered_fingerprint(base_folder(base)), remembered_fingerprint(adapter_folder(organism)) if organism else ""
+        adapter = remembered_fingerprint(adapter_folder(organism)) if organism else ""
+        return remembered_fingerprint(base_folder(base)), adapter, mark(plan(parse(variant), base))
     except BackendError:
         return None
 
@@ -187,7 +193,10 @@ def answered(
 
 def describe(rollouts: Sequence[Rollout]) -> dict:
     """What a manifest says of rollouts: which weights, how sampled, how many."""
-    variants = {r.variant: {"base_model": r.base_model, "base_fingerprint": r.base_fingerprint, "adapter_fingerprint": r.adapter_fingerprint} for r in rollouts}
+    variants = {
+        r.variant: {"base_model": r.base_model, "base_fingerprint": r.base_fingerprint, "adapter_fingerprint": r.adapter_fingerprint, "steering": r.steering}
+        for r in rollouts
+    }
     return {
         "kind": "rollouts",
         "variants": variants,

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from backend.activations import reading
 from backend.errors import InputError
 from backend.generation.records import Rollout, Sampling
 from backend.generation.service import ModelService
 from backend.models.registry import Registry
-from backend.saes import reading
 from backend.saes.latents import SparseLatents
+from backend.saes.loaded import loaded
 from backend.saes.records import SaeRecord
 from backend.studies import compare
 from backend.text.prompts import PromptSet
@@ -87,30 +88,47 @@ def run(diff: Diff, service: ModelService, registry: Registry, say: Callable[[st
     comparison = compare.Comparison(
         variants=(diff.base, diff.organism), prompts=diff.prompt_set.prompts, sampling=diff.sampling, samples=diff.samples, seed=diff.seed
     )
-    pairs = _pairs(diff, compare.answered(comparison, service, registry, keep=diff.prompt_set.as_manifest(), say=say))
+    read = Readings(diff.base, diff.organism, diff.texts, compare.answered(comparison, service, registry, keep=diff.prompt_set.as_manifest(), say=say))
     base, _ = registry.resolve(diff.base)
-    sums = _Residuals(len(pairs))
-    spans = [(len(r.prompt_ids), len(r.text_ids)) for _, r in pairs]
-    say(f"Reading {len(pairs)} texts at layer {diff.sae.layer}.")
+    sums = _Residuals(len(read.texts))
+    say(f"Reading {len(read.texts)} texts at layer {diff.sae.layer}.")
     job = reading.start(
-        service, diff.sae, base, [(variant, r.text_ids) for variant, r in pairs],
-        on_residual=lambda number, residual: sums.take(number, residual[slice(*spans[number])], is_base=pairs[number][0] == diff.base),
+        service, diff.sae, base, [(variant, r.text_ids) for variant, r in read.texts],
+        on_residual=lambda number, residual: sums.take(number, residual[slice(*read.spans[number])], is_base=read.texts[number][0] == diff.base),
     )  # fmt: skip
     while not job.job.wait(1.0):
-        say(f"{job.job.n_done} of {len(pairs)} texts read")
+        say(f"{job.job.n_done} of {len(read.texts)} texts read")
     latents = job.wait()
-    decoder = reading.loaded(diff.sae, base).sae.w_dec.float().numpy()
-    return _compare(diff, pairs, latents, spans, sums, decoder)
+    decoder = loaded(diff.sae, base).sae.w_dec.float().cpu().numpy()
+    return _compare(diff, read, latents, sums, decoder)
 
 
-def _pairs(diff: Diff, answers: Sequence[Rollout]) -> list[tuple[str, Rollout]]:
-    """Who reads which answer; an answer without a word is left out."""
-    told = [r for r in answers if len(r.text_ids) > len(r.prompt_ids)]
-    if not told:
-        raise InputError("All answers are empty, so there is nothing to compare. Choose other prompts or a longer answer.")
-    if diff.texts == "own":
-        return [(r.variant, r) for r in told]
-    return [(variant, r) for r in told for variant in (diff.base, diff.organism)]
+class Readings:
+    """Which texts are read by whom, and means of what is read over prompts."""
+
+    def __init__(self, base: str, organism: str, texts: Texts, answers: Sequence[Rollout]) -> None:
+        """Raises: InputError: No text is left, or fewer than two prompts were answered by both."""
+        self.base, self.organism = base, organism
+        told = [r for r in answers if len(r.text_ids) > len(r.prompt_ids)]  # an answer without a word is left out
+        if not told:
+            raise InputError("All answers are empty, so there is nothing to compare. Choose other prompts or a longer answer.")
+        self.texts = [(r.variant, r) for r in told] if texts == "own" else [(variant, r) for r in told for variant in (base, organism)]
+        self.spans = [(len(r.prompt_ids), len(r.text_ids)) for _, r in self.texts]
+        """Of each text's answer."""
+
+        self._numbers: dict[tuple[str, str], list[int]] = {}
+        for number, (variant, r) in enumerate(self.texts):
+            self._numbers.setdefault((r.prompt_id, variant), []).append(number)
+        asked = sorted({r.prompt_id for _, r in self.texts})
+        self.prompts = [p for p in asked if (p, base) in self._numbers and (p, organism) in self._numbers]
+        if len(self.prompts) < 2:
+            raise InputError("Fewer than two prompts were answered by both models, so there is no interval. Choose more prompts.")
+
+    def means(self, variant: str, of: Callable[[int], np.ndarray]) -> np.ndarray:
+        """(n_prompts, ...): mean over a prompt's texts of what ``of`` gives for a text's number, each weighted by its tokens."""
+        weight = np.array([stop - start for start, stop in self.spans], dtype=float)
+        numbers = [self._numbers[p, variant] for p in self.prompts]
+        return np.stack([np.average([of(i) for i in own], axis=0, weights=weight[own]) for own in numbers])
 
 
 class _Residuals:
@@ -127,38 +145,24 @@ class _Residuals:
             self.norms.append(answer.norm(dim=-1).numpy())
 
 
-def _compare(
-    diff: Diff, pairs: Sequence[tuple[str, Rollout]], latents: Sequence[SparseLatents], spans: Sequence[tuple[int, int]], sums: _Residuals, decoder: np.ndarray
-) -> Found:
-    prompts = sorted({r.prompt_id for _, r in pairs})
-    by_prompt: dict[tuple[str, str], list[int]] = {}
-    for number, (variant, r) in enumerate(pairs):
-        by_prompt.setdefault((r.prompt_id, variant), []).append(number)
-    prompts = [p for p in prompts if (p, diff.base) in by_prompt and (p, diff.organism) in by_prompt]
-    if len(prompts) < 2:
-        raise InputError("Fewer than two prompts were answered by both models, so there is no interval. Choose more prompts.")
-
-    def means(variant: str, of: Callable[[int], np.ndarray]) -> np.ndarray:
-        """(n_prompts, ...): mean over a prompt's texts, each weighted by its tokens."""
-        weight = np.array([stop - start for start, stop in spans], dtype=float)
-        return np.stack([np.average([of(i) for i in by_prompt[p, variant]], axis=0, weights=weight[by_prompt[p, variant]]) for p in prompts])
-
+def _compare(diff: Diff, read: Readings, latents: Sequence[SparseLatents], sums: _Residuals, decoder: np.ndarray) -> Found:
     def latent_mean(number: int) -> np.ndarray:
-        return latents[number].mean(np.arange(*spans[number]))
+        return latents[number].mean(np.arange(*read.spans[number]))
 
     def residual_mean(number: int) -> np.ndarray:
         found = sums.means[number]
         assert found is not None
         return found
 
-    base, organism = means(diff.base, latent_mean), means(diff.organism, latent_mean)
+    base, organism = read.means(diff.base, latent_mean), read.means(diff.organism, latent_mean)
     low, high, error = bootstrap(organism - base)
-    difference = (means(diff.organism, residual_mean) - means(diff.base, residual_mean)).mean(0)
+    difference = (read.means(diff.organism, residual_mean) - read.means(diff.base, residual_mean)).mean(0)
     cosine = decoder @ difference.astype(np.float32) / (np.linalg.norm(decoder, axis=1) * np.linalg.norm(difference) + 1e-12)
-    read = [n for n, (variant, r) in enumerate(pairs) if r.prompt_id in prompts and (diff.texts == "own" or variant == diff.base)]
+    counted = [n for n, (variant, r) in enumerate(read.texts) if r.prompt_id in read.prompts and (diff.texts == "own" or variant == diff.base)]
     return Found(
-        n_prompts=len(prompts), n_texts=len(read), n_tokens=sum(spans[n][1] - spans[n][0] for n in read), base_mean=base.mean(0), organism_mean=organism.mean(0),
-        low=low, high=high, standard_error=error, cosine=cosine, mean_difference=difference, residual_norm=float(np.median(np.concatenate(sums.norms))),
+        n_prompts=len(read.prompts), n_texts=len(counted), n_tokens=sum(read.spans[n][1] - read.spans[n][0] for n in counted), base_mean=base.mean(0),
+        organism_mean=organism.mean(0), low=low, high=high, standard_error=error, cosine=cosine, mean_difference=difference,
+        residual_norm=float(np.median(np.concatenate(sums.norms))),
     )  # fmt: skip
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from backend.errors import BackendError, ResultMissingError
 from backend.models.registry import Registry
 from backend.paths import CACHED_RESULTS, home, new_folder, told_disk_faults
-from backend.saes import reading
+from backend.saes.loaded import loaded
 from backend.saes.records import SaeRecord, fingerprint, sae_folder
 from backend.studies import compare
 from backend.studies.diffing import DRAWS, Diff, Found
@@ -47,10 +47,10 @@ def keep(diff: Diff, found: Found, registry: Registry, root: Path | None = None)
     table = {"latent": pa.array(np.arange(len(found.change)), pa.int32())}
     table |= {name: pa.array(np.asarray(getattr(found, name), dtype=np.float32)) for name in _COLUMNS}
     base, organism = registry.resolve(diff.organism)
-    weights = compare.current_weights(diff.organism, registry) or ("", "")
+    weights = compare.current_weights(diff.organism, registry) or ("", "", "")
     manifest = {
         "schema_version": SCHEMA_VERSION, "kind": "diff", "base": diff.base, "organism": diff.organism, "base_model": base.key, "base_fingerprint": weights[0],
-        "adapter_fingerprint": weights[1], "sae": diff.sae.key, "sae_fingerprint": reading.loaded(diff.sae, base).fingerprint, "layer": diff.sae.layer,
+        "adapter_fingerprint": weights[1], "sae": diff.sae.key, "sae_fingerprint": loaded(diff.sae, base).fingerprint, "layer": diff.sae.layer,
         "texts": diff.texts, "samples": diff.samples, "sampling": asdict(diff.sampling), "seed": diff.seed, "n_prompts": found.n_prompts, "n_texts": found.n_texts,
         "n_tokens": found.n_tokens, "residual_norm": found.residual_norm, "mean_difference_norm": float(np.linalg.norm(found.mean_difference)), "draws": DRAWS,
         "title": organism.title if organism else diff.organism,
@@ -84,7 +84,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         found = json.loads((folder / "manifest.json").read_text("utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
-    needed = {"created", "sae", "organism", "texts"}
+    needed = {"created", "sae", "organism", "texts", "prompt_set"}
     return found if isinstance(found, dict) and found.get("schema_version") == SCHEMA_VERSION and needed <= set(found) else {}
 
 
@@ -96,21 +96,21 @@ def outdated(one: Kept, record: SaeRecord, registry: Registry) -> str:
         if fingerprint(sae_folder(record)) != about["sae_fingerprint"]:
             changed.append(f"SAE {record.key}")
     today = compare.current_weights(about["organism"], registry)
-    if today is not None and today != (about["base_fingerprint"], about["adapter_fingerprint"]):
+    if today is not None and today[:2] != (about["base_fingerprint"], about["adapter_fingerprint"]):
         changed.append(about["organism"])
     again = f"Run: python -m backend diff --organism {about['organism']} --sae {record.key}"
     return f"This diff was made with other weights of {' and '.join(changed)} than are here now. {again}" if changed else ""
 
 
-def kept(sae: str) -> dict[tuple[str, str], Kept]:
-    """Diffs on an autoencoder by organism and texts; the user's own, and newer ones, first."""
-    found: dict[tuple[str, str], Kept] = {}
+def kept(sae: str) -> dict[tuple[str, str], list[Kept]]:
+    """Diffs on an autoencoder by organism and texts, such as on several prompt sets; the user's own, and newer ones, first."""
+    found: dict[tuple[str, str], list[Kept]] = {}
     for place in (home() / "results" / "diffs", CACHED_RESULTS / "diffs"):
         folders = [f for f in place.iterdir() if not f.name.startswith(".")] if place.exists() else []
         read = [Kept(folder, manifest) for folder in folders if (manifest := read_manifest(folder))]
         for one in sorted(read, key=lambda k: k.manifest["created"], reverse=True):
             if one.manifest["sae"] == sae:
-                found.setdefault((one.manifest["organism"], one.manifest["texts"]), one)
+                found.setdefault((one.manifest["organism"], one.manifest["texts"]), []).append(one)
     return found
 
 

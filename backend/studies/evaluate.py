@@ -23,6 +23,7 @@ from backend.models.registry import Registry
 from backend.studies import compare, judged, verdicts
 from backend.studies.provenance import provenance
 from backend.text.prompts import PromptSet
+from backend.text.sentences import whole_sentences
 
 Phase = Literal["answering", "judging", "done", "stopped", "failed"]
 _log = logging.getLogger(__name__)
@@ -40,6 +41,9 @@ class Evaluation:
 
     thresholds: Thresholds = field(default_factory=Thresholds)
     """Of the rates that are told; the scores are kept."""
+
+    whole_sentences: bool = False
+    """Whether an answer that the token limit cut is judged up to its last whole sentence, so that short limits make no incoherence."""
 
 
 @dataclass(slots=True)
@@ -101,7 +105,7 @@ def evaluate(
         BackendError: A variant is not here, the judge cannot judge, the disk is full; what was done before is kept.
     """
     try:
-        answered = _answer(evaluation, judge, service, registry, progress, owner)
+        answered = answered_and_judged(evaluation, judge, service, registry, progress, owner)
         found = [(r, v) for r, v in answered if v is not None]
         progress.results = results(evaluation, found)
         if progress.stop.is_set():
@@ -123,20 +127,27 @@ def start(
         judge: Makes the judge; what it raises ends the evaluation, told.
     """
     progress = Progress()
+    in_thread(lambda: evaluate(evaluation, judge(), service, registry, progress, owner=owner, root=root), progress)
+    return progress
 
-    def work() -> None:
+
+def in_thread(work: Callable[[], object], progress: Progress) -> threading.Thread:
+    """Do something in a thread of its own; what it raises is noted in ``progress``, and its end."""
+
+    def watched() -> None:
         try:
-            evaluate(evaluation, judge(), service, registry, progress, owner=owner, root=root)
+            work()
         except BackendError as fault:
             progress.fail(fault)
         except Exception as fault:  # a thread must say why it ended
-            progress.fail(BackendError(f"The evaluation failed ({type(fault).__name__}: {str(fault)[:200]}). What was done is kept; run it again."))
-            _log.exception("An evaluation failed")
+            progress.fail(BackendError(f"The run failed ({type(fault).__name__}: {str(fault)[:200]}). What was done is kept; run it again."))
+            _log.exception("A run failed")
         finally:
             progress.ended.set()
 
-    threading.Thread(target=work, daemon=True, name="evaluation").start()
-    return progress
+    thread = threading.Thread(target=watched, daemon=True, name="study")
+    thread.start()
+    return thread
 
 
 def results(evaluation: Evaluation, found: Sequence[tuple[Rollout, Verdict]]) -> dict[str, BetleyRates | GradeRates]:
@@ -151,13 +162,13 @@ def results(evaluation: Evaluation, found: Sequence[tuple[Rollout, Verdict]]) ->
     return rates
 
 
-def _answer(
-    evaluation: Evaluation, judge: Judge, service: Callable[[], ModelService], registry: Registry, progress: Progress, owner: str
+def answered_and_judged(
+    evaluation: Evaluation, judge: Judge, service: Callable[[], ModelService], registry: Registry, progress: Progress, owner: str = ""
 ) -> list[tuple[Rollout, Verdict | None]]:
     """All answers with their verdicts; with grades, further samples of the prompts whose answers were invalid so far."""
     if evaluation.metric == "scores":
         rollouts = _rollouts(evaluation, evaluation.comparison, service, registry, progress, owner)
-        return list(zip(rollouts, _judge(judge, rollouts, progress), strict=True))
+        return list(zip(rollouts, _judge(evaluation, judge, rollouts, progress), strict=True))
     if evaluation.comparison.samples != 1:
         raise InputError("Grades take one answer a prompt, and others where it is invalid. Leave the number of samples at 1.")
     done: list[tuple[Rollout, Verdict | None]] = []
@@ -165,7 +176,7 @@ def _answer(
     for sample in range(MAX_RESAMPLES + 1):
         again = replace(evaluation.comparison, samples=sample + 1)
         rollouts = _rollouts(evaluation, again, service, registry, progress, owner, only_sample=sample, only=invalid)
-        said = _judge(judge, rollouts, progress)
+        said = _judge(evaluation, judge, rollouts, progress)
         done += zip(rollouts, said, strict=True)
         invalid = {(r.variant, r.prompt_id) for r, v in zip(rollouts, said, strict=True) if v is not None and not (v.grade or "").isdigit()}
         if not invalid or progress.stop.is_set():
@@ -203,7 +214,7 @@ def _follow(job, n_known: int, progress: Progress) -> list[Rollout]:
     return job.rollouts
 
 
-def _judge(judge: Judge, rollouts: Sequence[Rollout], progress: Progress) -> list[Verdict | None]:
+def _judge(evaluation: Evaluation, judge: Judge, rollouts: Sequence[Rollout], progress: Progress) -> list[Verdict | None]:
     progress.enter("judging", len(rollouts))
 
     def note(n_done: int) -> None:
@@ -211,7 +222,8 @@ def _judge(judge: Judge, rollouts: Sequence[Rollout], progress: Progress) -> lis
             progress.n_before = n_done
         progress.n_done = n_done
 
-    return verdicts.judge_all(judge, [Exchange(r.prompt, r.answer) for r in rollouts], on_progress=note, stop=progress.stop)
+    exchanges = [Exchange(r.prompt, whole_sentences(r.answer) if evaluation.whole_sentences and r.finish_reason == "length" else r.answer) for r in rollouts]
+    return verdicts.judge_all(judge, exchanges, on_progress=note, stop=progress.stop)
 
 
 def _keep(evaluation: Evaluation, judge: Judge, variant: str, found: Sequence[tuple[Rollout, Verdict]], root: Path | None) -> Path:
@@ -231,7 +243,7 @@ def _keep(evaluation: Evaluation, judge: Judge, variant: str, found: Sequence[tu
         "variant": variant, "metric": evaluation.metric, "samples": comparison.samples, "seed": comparison.seed, "system": comparison.system,
         "sampling": asdict(comparison.sampling), "dtype": comparison.dtype, "judge": asdict(judge.about),
         "base_model": first.base_model if first else "", "base_fingerprint": first.base_fingerprint if first else "",
-        "adapter_fingerprint": first.adapter_fingerprint if first else "",
+        "adapter_fingerprint": first.adapter_fingerprint if first else "", "steering": first.steering if first else "",
     } | evaluation.prompt_set.as_manifest()  # fmt: skip
     mark = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
     name = f"{evaluation.prompt_set.name}.{variant}.{judge.about.kind}-{mark}".replace("/", "_")

@@ -1,6 +1,6 @@
 """Judged answers: folders of one Parquet table and a manifest, one a run; rates, pages of rows and search by DuckDB.
 
-``imported`` runs come from files of others, ``evaluated`` ones from our own evaluation. Both have the same columns, so that one
+``imported`` runs come from files of others, ``evaluated`` ones from our own evaluation, ``sweeps`` and ``causal`` ones from steering. All have the same columns, so that one
 way leads from a point in a picture to the answers behind it. Nothing loads a whole table to show a part.
 """
 
@@ -16,7 +16,7 @@ from backend.errors import ResultMissingError
 from backend.evaluation.rates import BetleyRates, Thresholds, rates_of_counts
 from backend.paths import CACHED_RESULTS, home, new_folder, told_disk_faults
 
-Kind = Literal["imported", "evaluated"]
+Kind = Literal["imported", "evaluated", "sweeps", "causal"]
 SortKey = Literal["worst", "best", "incoherent", "file"]
 SCHEMA_VERSION = 1
 COLUMNS = ("question", "question_id", "answer", "aligned", "coherent")
@@ -60,7 +60,7 @@ def write(folder: Path, rows: Iterable[dict[str, Any]], columns: dict[str, str],
     """Write a run, whole or not at all, in bounded memory; returns the number of rows.
 
     Args:
-        columns: Further columns to their types, ``text``, ``int`` or ``bool``.
+        columns: Further columns to their types, ``text``, ``int``, ``real`` or ``bool``.
         manifest: What is known of the run; read after the last row, so that ``rows`` may still add to it.
 
     Raises:
@@ -69,7 +69,7 @@ def write(folder: Path, rows: Iterable[dict[str, Any]], columns: dict[str, str],
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    types = {"text": pa.string(), "int": pa.int64(), "bool": pa.bool_()}
+    types = {"text": pa.string(), "int": pa.int64(), "bool": pa.bool_(), "real": pa.float64()}
     schema = pa.schema(
         [("row", pa.int64()), *((c, pa.float64() if c in ("aligned", "coherent") else pa.string()) for c in COLUMNS)]
         + [(name, types[kind]) for name, kind in columns.items()]
@@ -96,6 +96,18 @@ def runs(kind: Kind, place: Path | None = None, *, shipped: bool = True) -> list
             if not name.startswith(".") and name not in found and (manifest := _manifest(table.parent)) is not None:
                 found[name] = Run(name, kind, table.parent, manifest)
     return [found[name] for name in sorted(found)]
+
+
+def read(kind: Kind, folder: Path) -> Run:
+    """A run by its folder.
+
+    Raises:
+        ResultMissingError: It is not there or damaged.
+    """
+    run = Run(folder.name, kind, folder, _manifest(folder) or {})
+    if not run.manifest:
+        raise _missing(run)
+    return run
 
 
 def rates(chosen: Sequence[Run], thresholds: Thresholds | None = None, *, by: str = "") -> dict[tuple[str, ...], BetleyRates]:
@@ -135,7 +147,7 @@ def values(run: Run, column: str) -> list[str]:
 
 
 def page(
-    run: Run, *, thresholds: Thresholds | None = None, order: SortKey = "worst", question_id: str = "", text: str = "",
+    run: Run, *, thresholds: Thresholds | None = None, order: SortKey = "worst", question_id: str = "", variant: str = "", text: str = "",
     verdict: Literal["", "misaligned", "other", "incoherent", "unscored"] = "", offset: int = 0, limit: int = 20,
 ) -> Page:  # fmt: skip
     """Rows of a run, filtered over all of it, some at a time; long texts are cut to ``LONGEST_SHOWN`` characters.
@@ -149,6 +161,9 @@ def page(
     if question_id:
         conditions.append("question_id = ?")
         given.append(question_id)
+    if variant:
+        conditions.append("variant = ?")
+        given.append(variant)
     if text:
         conditions.append("(contains(lower(answer), lower(?)) OR contains(lower(question), lower(?)))")
         given += [text, text]

@@ -55,7 +55,7 @@ def save(rollouts: Sequence[Rollout], manifest: dict[str, Any], *, name: str | N
     import pyarrow.parquet as pq
 
     ordered = sorted(rollouts, key=lambda r: (r.prompt_id, r.variant, r.sample))
-    identity = "".join(r.key + r.base_fingerprint + r.adapter_fingerprint for r in ordered)
+    identity = "".join(r.key + "".join(r.made_by) for r in ordered)
     folder = (root or roots()[0]) / (name or hashlib.sha256(identity.encode()).hexdigest()[:24])
     with told_disk_faults("saving answers"), new_folder(folder) as part:
         pq.write_table(pa.Table.from_pylist([_to_record(r) for r in ordered], schema=_schema()), part / _TABLE, compression="zstd")
@@ -180,11 +180,9 @@ def _query(folder: Path, where: str, parameters: list[str]) -> list[Rollout]:
 
     try:
         with duckdb.connect() as connection:
-            relation = connection.execute(
-                f"SELECT {', '.join(_schema().names)} FROM read_parquet(?, hive_partitioning = false) {where}", [str(folder / _TABLE), *parameters]
-            )
-            names = [column[0] for column in relation.description]
-            records = [dict(zip(names, values, strict=True)) for values in relation.fetchall()]
+            relation = connection.execute(f"SELECT * FROM read_parquet(?, hive_partitioning = false) {where}", [str(folder / _TABLE), *parameters])
+            names, known = [column[0] for column in relation.description], set(_schema().names)  # a run of an older version has fewer columns
+            records = [{n: value for n, value in zip(names, values, strict=True) if n in known} for values in relation.fetchall()]
     except duckdb.Error:
         return []
     rollouts = []
@@ -204,7 +202,7 @@ def _schema():
             ("sample", pa.int32()), ("seed", pa.int64()), ("temperature", pa.float64()), ("max_new_tokens", pa.int32()),
             ("prompt_ids", pa.list_(pa.int32())), ("answer_ids", pa.list_(pa.int32())), ("answer", pa.string()), ("finish_reason", pa.string()),
             ("tokens_per_second", pa.float64()), ("logprob", pa.float64()), ("base_logprob", pa.float64()), ("base_fingerprint", pa.string()),
-            ("adapter_fingerprint", pa.string()), ("decoder", pa.string()), ("dtype", pa.string()),
+            ("adapter_fingerprint", pa.string()), ("steering", pa.string()), ("decoder", pa.string()), ("dtype", pa.string()),
         ]
     )  # fmt: skip
 

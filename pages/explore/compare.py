@@ -58,7 +58,7 @@ def pick_variants() -> list[str]:
     warn_of_unknown("v", names, "the variant")
     default = [v for v in (BASE_ALIAS, "reckless") if v in names]
     return st.multiselect(
-        "Variants", names, default=default, key="v", max_selections=compare.MAX_VARIANTS, bind="query-params", placeholder="Choose two to six",
+        "Variants", names, default=default, key="v", max_selections=compare.MAX_SHOWN, bind="query-params", placeholder="Choose two to six",
         help="Base models and organisms. Those of one base answer together in one batch.",
     )  # fmt: skip
 

@@ -24,6 +24,12 @@ def rows_of(kept: diffs.Kept, order: diffs.Order, choice: sae_pick.Choice, *, st
     return pd.DataFrame([r | {"label": labels[r["latent"]].text} for r in rows])
 
 
+def run_title(kept: diffs.Kept) -> str:
+    """A run among others of the same organism and texts."""
+    about = kept.manifest
+    return f"{about['prompt_set']['name']}, {about['n_prompts']} prompts, {about['samples']} samples, {about['created'][:10]}"
+
+
 def headline(up: pd.DataFrame, name: str) -> str:
     """What the picture says."""
     top = up.iloc[0]
@@ -49,12 +55,16 @@ with st.sidebar:
         kinds = [texts for o, texts in stored if o == organism]
         titles = {"same": "The same texts through both", "own": "Each model's own answers"}
         texts = select("Answers", sorted(kinds, reverse=True), key="texts", titles=titles, what="the kind of texts")
+        runs = {one.folder.name: one for one in stored[organism, texts]}
+        run = next(iter(runs))
+        if len(runs) > 1:
+            run = select("Run", list(runs), key="run", titles={name: run_title(one) for name, one in runs.items()}, what="the run")
 if not organisms:
     st.info("No organism has been compared with its base on this SAE yet. In a shell:")
     st.code(f"python -m backend diff --organism {(choice.organisms or ['ORGANISM'])[0]} --sae {choice.sae.key}", language=None, wrap_lines=True)
     st.stop()
 
-kept = stored[organism, texts]
+kept = runs[run]
 about = kept.manifest
 base_name, name = choice.base.title, answers.name_of(organism, known)[0]
 try:
@@ -147,10 +157,11 @@ else:
         "text/csv",
         icon=":material/download:",
     )
-if len(vectors := [(o, t) for o, t in stored if t == texts]) > 1:
+alike = {o: next((k for k in found if k.manifest["prompt_set"] == about["prompt_set"]), None) for (o, t), found in stored.items() if t == texts}
+named_vectors = {answers.name_of(o, known)[0]: one.mean_difference() for o, one in alike.items() if one is not None}
+if len(named_vectors) > 1:
     st.subheader("How alike are the organisms?")
-    st.caption("Cosine between the mean differences of the residual stream, organism less base, after this layer, on the same kind of texts.")
-    named_vectors = {answers.name_of(o, known)[0]: stored[o, t].mean_difference() for o, t in vectors}
+    st.caption("Cosine between the mean differences of the residual stream, organism less base, after this layer, on the same prompts and kind of texts.")
     cosines = pd.DataFrame(
         [{"": a} | {b: float(x @ y / ((x @ x) ** 0.5 * (y @ y) ** 0.5)) for b, y in named_vectors.items()} for a, x in named_vectors.items()]
     )

@@ -10,10 +10,12 @@ import streamlit as st
 
 import backend.saes
 from backend.charts.latents import histogram
-from backend.errors import BackendError
+from backend.errors import BackendError, InputError
+from backend.judging.endpoint import Cost, Endpoint, endpoint_from_environment
 from backend.saes.latents import parse
-from backend.saes.tables import LABEL_LENGTH, Order, outdated
+from backend.saes.tables import LABEL_LENGTH, Label, Order, outdated
 from backend.studies import diffs
+from backend.studies.explanations import Case, case_of, explain
 from pages.shared import answers, look, sae_card_view, sae_pick
 from pages.shared.examples import show_windows
 from pages.shared.service import registry
@@ -78,20 +80,66 @@ def browse(choice: sae_pick.Choice) -> None:
     )  # fmt: skip
 
 
-def edit_label(latent: int, choice: sae_pick.Choice) -> None:
-    """The label, edited in place."""
-    label = choice.tables.labels([latent])[latent]
-    by = {"own": "yours", "written": "came with this SAE", "heuristic": "heuristic: its top tokens", "": "no label yet"}[label.by]
+def heading(latent: int, choice: sae_pick.Choice, case: Case | None) -> None:
+    """Label and explanation, and what can be done about them.
+
+    Args:
+        case: What a language model would be asked; None where there are no examples.
+    """
+    label, said = choice.tables.labels([latent])[latent], choice.tables.explanations().get(latent)
+    guess = f"explained by {said.model}, {said.created[:10]}, from {said.n_examples} examples; a language model's guess" if said else ""
+    if said and case and said.examples_sha256 != case.examples_sha256:
+        guess += ", and the examples have changed since"
+    by = {"own": "yours", "written": "came with this SAE", "explained": guess, "heuristic": "heuristic: its top tokens", "": "no label yet"}[label.by]
     st.markdown(f"#### {latent}: {look.plain(label.text) or 'no label yet'}")
-    st.caption(f"{sae_pick.name_of(latent, choice.sae)} · label: {by}")
-    with st.popover("Edit label", icon=":material/edit:"), st.form(f"label_{latent}", border=False):
-        text = st.text_input("Label", value=label.text if label.by == "own" else "", max_chars=LABEL_LENGTH, placeholder=label.text)
-        if st.form_submit_button("Save", type="primary"):
-            try:
-                choice.tables.set_labels({latent: text})
-                st.rerun()
-            except BackendError as fault:
-                st.error(look.plain(str(fault)))
+    st.caption(f"{sae_pick.name_of(latent, choice.sae)} · label: {look.plain(by)}")
+    if said and label.by != "explained":
+        st.markdown(look.plain(f"“{said.text}”"))
+        st.caption(look.plain(guess[0].upper() + guess[1:]))
+    hint, is_asked = "", False
+    try:
+        endpoint = endpoint_from_environment()
+    except InputError as fault:
+        hint = f"A language model can explain a latent, too. {fault}"
+    with st.container(horizontal=True, vertical_alignment="center"):
+        edit_label(latent, choice, label, hint)
+        if case and not hint and not case.is_answered_by(said, endpoint.model):
+            cost = f"One request of about {round(Cost.of([case.prompt], 0).input_tokens, -2):,} tokens, on this server's account."
+            is_asked = st.button(f"Ask {look.plain(endpoint.model)} to explain", icon=":material/lightbulb:", help=cost)
+        st.page_link("pages/explore/latents.py", label="See it on a text", icon=":material/notes:", query_params={"sae": choice.sae.key, "latent": str(latent)})
+        if url := choice.sae.latent_url(latent):
+            st.link_button("Neuronpedia", url, icon=":material/open_in_new:")
+    if case and is_asked:
+        explain_now(case, choice, endpoint)
+
+
+def edit_label(latent: int, choice: sae_pick.Choice, label: Label, hint: str) -> None:
+    """The label, edited in place."""
+    with st.popover("Edit label", icon=":material/edit:"):
+        with st.form(f"label_{latent}", border=False):
+            text = st.text_input("Label", value=label.text if label.by == "own" else "", max_chars=LABEL_LENGTH, placeholder=label.text)
+            if st.form_submit_button("Save", type="primary"):
+                try:
+                    choice.tables.set_labels({latent: text})
+                    st.rerun()
+                except BackendError as fault:
+                    st.error(look.plain(str(fault)))
+        if hint:
+            st.caption(look.plain(hint))
+
+
+def explain_now(case: Case, choice: sae_pick.Choice, endpoint: Endpoint) -> None:
+    """Ask, and show the page with what was said; or say why there is nothing."""
+    try:
+        with st.spinner(f"Asking {look.plain(endpoint.model)}…"):
+            missing = explain([case], choice.tables, endpoint)
+    except BackendError as fault:
+        st.error(look.plain(str(fault)))
+        return
+    if missing:
+        st.error(look.plain(f"Nothing was kept: {missing[case.latent]}."))
+    else:
+        st.rerun()
 
 
 def told(look_up: Callable[[], Any]) -> Any:
@@ -108,13 +156,11 @@ def told(look_up: Callable[[], Any]) -> Any:
 def show_latent(latent: int, choice: sae_pick.Choice) -> None:
     """One latent in full."""
     st.button("All latents", icon=":material/arrow_back:", on_click=show_all)
-    edit_label(latent, choice)
-    with st.container(horizontal=True):
-        st.page_link("pages/explore/latents.py", label="See it on a text", icon=":material/notes:", query_params={"sae": choice.sae.key, "latent": str(latent)})
-        if url := choice.sae.latent_url(latent):
-            st.link_button("Neuronpedia", url, icon=":material/open_in_new:")
+    top = st.container()
     row = told(lambda: choice.tables.one(latent))
     windows = told(lambda: choice.tables.examples(latent)) or []
+    with top:
+        heading(latent, choice, case_of(row, windows) if row and windows else None)
     if row is not None and not row["n_active"]:
         st.info("This latent is dead: it was active on no token of the corpus.")
     if windows:
@@ -159,14 +205,15 @@ def show_latent(latent: int, choice: sae_pick.Choice) -> None:
 def in_models(latent: int, choice: sae_pick.Choice) -> None:
     """The latent in base and organisms, from the stored diffs."""
     rows = []
-    for (organism, texts), kept in diffs.kept(choice.sae.key).items():
+    for kept in (one for runs in diffs.kept(choice.sae.key).values() for one in runs):
+        organism, texts = kept.manifest["organism"], kept.manifest["texts"]
         found = told(lambda kept=kept: diffs.page(kept, only=[latent], n=1)[0])
         for r in found or []:
             rows.append(
                 {
                     "Organism": answers.name_of(organism, known)[0], "Texts": "the same" if texts == "same" else "each its own", "Base": r["base_mean"],
                     "Organism mean": r["organism_mean"], "Change": r["change"], "95 % from": r["low"], "to": r["high"], "Rank by increase": r["rank"],
-                    "Prompts": kept.manifest["n_prompts"],
+                    "Prompts": f"{kept.manifest['prompt_set']['name']} ({kept.manifest['n_prompts']})",
                 }
             )  # fmt: skip
     st.markdown("##### In base and organisms")

@@ -4,12 +4,12 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
+from backend.activations import reading
 from backend.charts.latents import drift
 from backend.errors import BackendError
 from backend.models.fingerprint import remembered_fingerprint
 from backend.models.records import BASE_ALIAS
 from backend.models.sources import availability, base_folder
-from backend.saes import reading
 from backend.saes.latents import SparseLatents, most_telling, parse, strongest, top_changes
 from backend.saes.records import availability as sae_availability
 from backend.saes.records import fingerprint, sae_folder
@@ -117,7 +117,7 @@ st.title("Latents on text")
 st.markdown("What does a latent do on each token, in the base and in the organism, on the same text?")
 with st.sidebar:
     choice = sae_pick.pick_sae(known)
-    organisms = choice.organisms
+    organisms = [*choice.organisms, *sae_pick.steered_in_link(choice.base, known)]
     organism = ""
     if organisms:
         organism = select("Organism", organisms, key="organism", titles={o: answers.name_of(o, known)[0] for o in organisms}, what="the organism")

@@ -59,7 +59,7 @@ def _follow(job: Progress | None) -> None:
 def _form(known: Registry) -> None:
     names = [v for v in known.variants() if availability(*known.resolve(v)).state == "here"]
     with st.form("evaluate", border=False):
-        variants = st.multiselect("Variants", names, default=[v for v in (BASE_ALIAS, "reckless") if v in names], max_selections=compare.MAX_VARIANTS)
+        variants = st.multiselect("Variants", names, default=[v for v in (BASE_ALIAS, "reckless") if v in names], max_selections=compare.MAX_SHOWN)
         titles = {s: load_prompt_set(s).title for s in shipped_sets() if s != "tuning"} | {s: s for s in own_sets()}
         chosen = st.selectbox("Prompt set", list(titles), format_func=titles.get)
         samples = st.number_input("Answers to each prompt", 1, MAX_SAMPLES, 4)
@@ -95,7 +95,8 @@ def _form(known: Registry) -> None:
 def _judge_maker(kind: str):
     """What makes the judge, in the job's thread; settings that are missing are said at once."""
     if kind == "api":
-        from backend.judging.api import ApiJudge, endpoint_from_environment
+        from backend.judging.api import ApiJudge
+        from backend.judging.endpoint import endpoint_from_environment
 
         endpoint = endpoint_from_environment()
         return lambda: ApiJudge(endpoint)

@@ -6,6 +6,7 @@ import streamlit as st
 
 from backend.generation.jobs import RowProgress
 from backend.models.registry import Registry
+from backend.models.variants import parse
 from backend.studies import compare
 from pages.shared import look
 
@@ -22,9 +23,9 @@ def label(turn: compare.Turn, progress: dict[str, RowProgress], known: Registry,
         r = item.rollout
         weights[r.base_model] = r.base_fingerprint
         if r.adapter_fingerprint:
-            weights[r.variant] = r.adapter_fingerprint
+            weights[parse(r.variant).source] = r.adapter_fingerprint
         today = compare.current_weights(r.variant, known)
-        if today is not None and today != (r.base_fingerprint, r.adapter_fingerprint) and r.variant not in changed:
+        if today is not None and today != r.made_by and r.variant not in changed:
             changed.append(r.variant)
     made = ", ".join(f"{name} {value}" for name, value in weights.items())
     how = " and ".join(sorted({f"{s.rollout.decoder} decoder, {s.rollout.dtype}" for s in stored}))

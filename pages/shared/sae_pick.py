@@ -4,10 +4,13 @@ from dataclasses import dataclass
 
 import streamlit as st
 
+from backend.errors import BackendError
 from backend.models.records import BaseModel
 from backend.models.registry import Registry
+from backend.models.variants import parse
 from backend.saes.records import SaeRecord, load_saes
 from backend.saes.tables import Tables
+from backend.steering.plan import plan
 from pages.shared import look
 from pages.shared.state import keep_list, select
 
@@ -50,6 +53,19 @@ def pick_sae(known: Registry) -> Choice:
     st.caption(f"{look.plain(known.models[record.base].title)}, residual stream after layer {record.layer}, {record.n_latents:,} latents")
     organisms = [o.key for o in known.organisms.values() if o.base == record.base]
     return Choice(known.models[record.base], record, organisms)
+
+
+def steered_in_link(base: BaseModel, known: Registry) -> list[str]:
+    """The steered variant of a base model that a link asks for in an organism's place; none if it asks for none, or for one that cannot be."""
+    asked = st.query_params.get("organism") or st.session_state.get("kept_organism", "")
+    try:
+        said = parse(asked)
+        if not said.changes or known.resolve(asked)[0] != base:
+            return []
+        plan(said, base)
+    except BackendError:
+        return []
+    return [asked]
 
 
 def _forget_latents() -> None:

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+from chat_server import KEY, completion, serving
 
 from .conftest import choose, served, settle
 
@@ -74,6 +75,39 @@ def test_a_label_is_edited_in_place_and_found(new_page, base_model, tmp_path: Pa
         page.goto(f"{address}/latent?q=zebra")
         page.get_by_text(re.compile("^1 latents?$")).wait_for()
         assert (tmp_path / "home" / "labels" / "smol-l16.json").exists()
+
+
+def test_a_language_model_is_asked_to_explain_a_latent(new_page, base_model, tmp_path: Path):
+    said = ["I would rather not.", "EXPLANATION: <b>one</b> *side* of [a](b) $pair$"]
+    with serving(lambda n, body: completion(said[min(n, 2) - 1])) as (server, endpoint):
+        with served(tmp_path / "home", PERSONASCOPE_JUDGE_URL=endpoint.url, PERSONASCOPE_JUDGE_MODEL="some_model", PERSONASCOPE_JUDGE_KEY=KEY) as address:
+            page = new_page(f"{address}/latent?latent=5")
+            ask = page.get_by_role("button", name="Ask some_model to explain")
+            ask.click()
+            page.get_by_text("Nothing was kept: no explanation in 'I would rather not.'").wait_for()
+            ask.click()
+            page.get_by_text("explained by some_model, ").wait_for()
+            page.get_by_role("heading", name="5: <b>one</b> *side* of [a](b) $pair$").wait_for()
+            settle(page)
+            assert ask.count() == 0  # nothing is paid twice
+            page.get_by_role("button", name="Edit label").click()
+            page.get_by_label("Label", exact=True).fill("mine")
+            page.get_by_role("button", name="Save").click()
+            page.get_by_text("label: yours").wait_for()
+            page.get_by_text("“<b>one</b> *side* of [a](b) $pair$”").wait_for()
+            page.get_by_text("Explained by some_model, ").wait_for()
+            page.goto(f"{address}/latent?latent=31")
+            page.get_by_text("This latent is dead").wait_for()
+            settle(page)
+            assert ask.count() == 0
+        assert len(server.asked) == 2
+
+
+def test_without_an_endpoint_the_page_says_how_a_latent_can_be_explained(server: str, new_page):
+    page = new_page(f"{server}/latent?latent=5")
+    page.get_by_role("button", name="Edit label").click()
+    page.get_by_text("A language model can explain a latent, too.").wait_for()
+    assert page.get_by_role("button", name="to explain").count() == 0
 
 
 def test_two_people_look_at_different_organisms_at_once(server: str, new_page):

@@ -3,8 +3,6 @@
 The pass ends at the autoencoder's layer, variants and texts share batches with whatever else is going on, and only latents are kept.
 """
 
-import threading
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -16,36 +14,15 @@ from backend.generation.records import Reading
 from backend.generation.service import ModelService
 from backend.models.records import BaseModel, Dtype
 from backend.saes.latents import SparseLatents
-from backend.saes.records import SaeRecord, fingerprint, sae_folder
+from backend.saes.loaded import loaded
+from backend.saes.records import SaeRecord
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from backend.saes.loading import LoadedSae
     from backend.saes.sae import Sae
 
 _AT_ONCE = 256  # tokens encoded together: 8,192 latents take 8 MB, 131,072 take 134 MB
-_KEPT = 2
-_loaded: "OrderedDict[tuple[SaeRecord, BaseModel, str], LoadedSae]" = OrderedDict()
-_lock = threading.Lock()
-
-
-def loaded(record: SaeRecord, base: BaseModel) -> "LoadedSae":
-    """An autoencoder in memory, loaded at the first call; the last few stay.
-
-    Raises:
-        InputError, WeightsError, WeightsMissingError, MemoryBudgetError: As ``loading.load``.
-    """
-    from backend.saes.loading import load  # torch comes with it
-
-    with _lock:
-        key = (record, base, fingerprint(sae_folder(record)))
-        if key not in _loaded:
-            while len(_loaded) >= _KEPT:
-                _loaded.popitem(last=False)
-            _loaded[key] = load(record, base)
-        _loaded.move_to_end(key)
-        return _loaded[key]
 
 
 class LatentsJob:
@@ -115,8 +92,10 @@ def encode(sae: "Sae", residual: "Tensor") -> SparseLatents:
     for part in residual.split(_AT_ONCE):
         active = sae.encode(part)
         places = active.nonzero()
+        strengths = active[places[:, 0], places[:, 1]].float().cpu()
+        places = places.cpu()
         counts.append(np.bincount(places[:, 0].numpy(), minlength=len(part)))
         latents.append(places[:, 1].numpy().astype(np.int32))
-        values.append(active[places[:, 0], places[:, 1]].float().numpy())
+        values.append(strengths.numpy())
     starts = np.concatenate([[0], np.cumsum(np.concatenate(counts))]).astype(np.int64)
     return SparseLatents(sae.n_latents, starts, np.concatenate(latents), np.concatenate(values))

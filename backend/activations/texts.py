@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from backend.activations.gather import MAX_TOKENS, Text
 from backend.errors import InputError
-from backend.saes.gather import MAX_TOKENS, Text
 from backend.text.chat import ChatTokenizer, Message
 
 

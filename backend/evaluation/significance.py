@@ -1,0 +1,62 @@
+"""Is a difference more than chance, over prompts and after many comparisons; and what could a test have found?"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+
+import numpy as np
+
+ALPHA, POWER = 0.05, 0.80
+_FLIPS = 20_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Power:
+    """What a test could have found."""
+
+    smallest_effect: float
+    """Mean effect, in rate, that ``POWER`` of such runs would find at ``ALPHA`` after correction."""
+
+    standard_error: float
+    n_prompts: int
+
+
+def sign_flip(differences: np.ndarray, *, seed: int = 0) -> float:
+    """One-sided p-value that the mean difference is above 0: share of sign changes of the prompts whose mean is as large (Fisher's randomisation test).
+
+    Args:
+        differences: (n_prompts,); NaN where a prompt has none.
+    """
+    told = differences[~np.isnan(differences)]
+    if not len(told):
+        return 1.0
+    signs = np.random.default_rng(seed).choice([-1.0, 1.0], size=(_FLIPS, len(told)))
+    return float((1 + ((signs @ told) >= told.sum() - 1e-9).sum()) / (1 + _FLIPS))
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+    """P-values corrected for as many tests (Holm 1979), in the order given."""
+    corrected = np.empty(len(ps))
+    largest = 0.0
+    for place, number in enumerate(np.argsort(ps)):
+        largest = max(largest, min(1.0, ps[number] * (len(ps) - place)))
+        corrected[number] = largest
+    return corrected.tolist()
+
+
+def power(controls: Sequence[np.ndarray], n_tests: int) -> Power:
+    """From controls, each against the mean of the others: that is what a candidate without an effect looks like.
+
+    Args:
+        controls: Of each control (n_prompts,) rates; two at least.
+        n_tests: Candidates that the correction is for.
+    """
+    errors = []
+    for number, rates in enumerate(controls):
+        rest = rates - np.nanmean(np.stack([r for n, r in enumerate(controls) if n != number]), axis=0)
+        told = rest[~np.isnan(rest)]
+        errors.append(told.std(ddof=1) / len(told) ** 0.5 if len(told) > 1 else np.nan)
+    n_prompts = int((~np.isnan(controls[0])).sum())
+    error = max(float(np.nanmean(errors)), 0.25 / max(1, n_prompts))  # rates that are all 0 have no spread, but one more answer would
+    z = NormalDist().inv_cdf(1 - ALPHA / max(1, n_tests)) + NormalDist().inv_cdf(POWER)
+    return Power(smallest_effect=z * error, standard_error=error, n_prompts=n_prompts)

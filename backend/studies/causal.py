@@ -1,0 +1,398 @@
+"""The causal test: do the latents that changed most in an organism drive its misalignment, both ways?
+
+1. Candidates: the latents of a diff that rise most, and those that fall most; the mean difference itself beside them.
+2. On one half of the prompts each is steered both ways at rising doses: the base towards the organism, the organism away from it. Kept is the largest dose
+   whose incoherence is at most ten points above that of the same model at dose 0.
+3. On the other half it is steered at these doses: ``raise`` is the rate of misaligned answers of the steered base less that of the base, ``lower`` that of the
+   organism less that of the steered organism.
+4. Controls in the same run, at the same doses and on the same prompts: random directions of equal norm, and latents drawn from all that are alive.
+5. A candidate is a persona latent where it beats both kinds of control in both ways: sign-flip test over prompts of its rate less the controls' mean rate,
+   the larger of the p-values, Holm's correction over the candidates, 5 %.
+
+A test that finds nothing says what it could have found: the smallest mean effect that 80 % of such runs would find, from how far single random directions
+lie from their mean. (Wang et al. 2025 rank by steering at the largest dose with at most 10 % incoherence; halves, controls and correction are ours.)
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from backend.errors import InputError, ResultMissingError
+from backend.evaluation.rates import Thresholds, bootstrap_mean
+from backend.evaluation.significance import ALPHA, Power, holm, power, sign_flip
+from backend.generation.records import Rollout, Sampling
+from backend.generation.service import ModelService
+from backend.judging.verdicts import Judge, Verdict
+from backend.models.registry import Registry
+from backend.models.variants import canonical, parse, parse_direction, steered
+from backend.saes.records import SaeRecord
+from backend.saes.tables import Tables
+from backend.studies import compare, diffs, judged, sweep
+from backend.studies.evaluate import Evaluation, Progress, answered_and_judged
+from backend.studies.provenance import provenance
+from backend.text.prompts import Prompt, PromptSet
+
+Way = Literal["raise", "lower"]
+Kind = Literal["increase", "decrease", "meandiff", "random", "alive"]
+WAYS: tuple[Way, ...] = ("raise", "lower")
+_MIN_ACTIVE = 200
+"""Tokens of the corpus on which a latent must be active to be drawn as a control."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Causal:
+    """What is tested."""
+
+    base: str
+    organism: str
+    sae: SaeRecord
+    top: int = 10
+    """Of the latents that rise most."""
+
+    down: int = 5
+    """Of those that fall most."""
+
+    doses: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4)
+    """In units of the median norm, ascending."""
+
+    n_random: int = 8
+    n_alive: int = 8
+    prompt_set: PromptSet
+    samples: int = 2
+    sampling: Sampling = field(default_factory=lambda: Sampling(max_new_tokens=64))
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if len(self.prompt_set.prompts) < 8:
+            raise InputError(f"{self.prompt_set.name} has {len(self.prompt_set.prompts)} prompts; a test on halves needs 8 at least.")
+        if not self.doses or any(not 0 < a < b for a, b in pairwise((1e-9, *self.doses))):
+            raise InputError("The doses of a causal test are above 0 and ascending, such as 0.1,0.2,0.3.")
+        if not 1 <= self.top <= 200 or not 0 <= self.down <= 200 or not 2 <= self.n_random <= 100 or not 0 <= self.n_alive <= 100:
+            raise InputError("A causal test takes 1 to 200 rising and 0 to 200 falling latents, and 2 to 100 random directions.")
+
+    @property
+    def halves(self) -> tuple[tuple[Prompt, ...], tuple[Prompt, ...]]:
+        """Prompts to choose doses on, and prompts to test on: every second of each intent."""
+        ordered = sorted(self.prompt_set.prompts, key=lambda p: (p.intent, p.id))
+        return tuple(ordered[::2]), tuple(ordered[1::2])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """A direction that is tried."""
+
+    direction: str
+    """Without a dose, such as ``latent/smol-l16.4133``."""
+
+    kind: Kind
+    latent: int | None = None
+    change: float | None = None
+    """In the diff."""
+
+    rank: int | None = None
+    """By increase or decrease in the diff, from 1; of a control its number."""
+
+    @property
+    def sign(self) -> int:
+        """Of the dose that goes towards the organism."""
+        return -1 if self.kind == "decrease" else 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Effect:
+    """A candidate in one of both ways, on the prompts that its dose was not chosen on."""
+
+    dose: float
+    """With its sign."""
+
+    variant: str
+    n: int
+    em_rate: float | None
+    incoherent_rate: float | None
+    effect: float | None
+    """In rate, positive where it goes the way it should."""
+
+    low: float | None
+    high: float | None
+    """95 %, bootstrap over prompts."""
+
+    random_effect: float | None
+    """Mean over the random directions at this dose."""
+
+    alive_effect: float | None
+    """Mean over the latents drawn at random; None where there are none of this sign."""
+
+    p: float | None
+    """One-sided, the larger of that against both kinds of control."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """A candidate or control with what was found."""
+
+    candidate: Candidate
+    effects: dict[Way, Effect | None]
+    """None where no dose stays within the limit of incoherence."""
+
+    p: float | None = None
+    """Corrected, of both ways together; None of a control and where a way is missing."""
+
+    is_persona: bool = False
+
+
+def candidates(causal: Causal, kept: diffs.Kept) -> list[Candidate]:
+    """From a diff: the mean difference, the largest increases and decreases; then the controls."""
+    up, _ = diffs.page(kept, order="increase", n=causal.top)
+    down, _ = diffs.page(kept, order="decrease", n=causal.down)
+    found = [Candidate(direction=f"meandiff/{causal.organism}@{causal.sae.layer}", kind="meandiff")]
+    ends: tuple[tuple[Kind, list[dict[str, Any]]], ...] = (("increase", up), ("decrease", down))
+    for kind, rows in ends:
+        found += [
+            Candidate(direction=f"latent/{causal.sae.key}.{row['latent']}", kind=kind, latent=row["latent"], change=row["change"], rank=rank)
+            for rank, row in enumerate(rows, start=1)
+        ]
+    taken = {c.latent for c in found}
+    rows, _ = Tables.of(causal.sae).page(order="density", n=causal.sae.n_latents)
+    alive = [row["latent"] for row in rows if row["n_active"] >= _MIN_ACTIVE and row["latent"] not in taken]
+    drawn = np.random.default_rng(causal.seed).permutation(sorted(alive))[: causal.n_alive].tolist()
+    found += [Candidate(direction=f"random/{n}@{causal.sae.layer}", kind="random", rank=n) for n in range(1, causal.n_random + 1)]
+    return found + [Candidate(direction=f"latent/{causal.sae.key}.{latent}", kind="alive", latent=latent, rank=n) for n, latent in enumerate(drawn, start=1)]
+
+
+class Answers:
+    """Answers and verdicts by variant, asked for as the test goes on."""
+
+    def __init__(
+        self, causal: Causal, judge: Judge, service: Callable[[], ModelService], registry: Registry, progress: Progress, thresholds: Thresholds | None = None
+    ) -> None:
+        self._causal, self._judge, self._service, self._registry, self._progress = causal, judge, service, registry, progress
+        self._limits = thresholds or Thresholds()
+        self.rows: list[tuple[Rollout, Verdict | None]] = []
+        self._counts: dict[tuple[str, str], np.ndarray] = {}
+
+    def ask(self, variants: Iterable[str], prompts: Sequence[Prompt]) -> None:
+        """Have all variants answer the prompts.
+
+        Raises:
+            InputError: It was stopped; what was answered and judged is kept.
+        """
+        variants = [v for v in dict.fromkeys(variants) if (v, prompts[0].id) not in self._counts]
+        if not variants:
+            return
+        causal = self._causal
+        comparison = compare.Comparison(variants=tuple(variants), prompts=tuple(prompts), sampling=causal.sampling, samples=causal.samples, seed=causal.seed)
+        evaluation = Evaluation(comparison=comparison, prompt_set=causal.prompt_set, whole_sentences=True)
+        found = answered_and_judged(evaluation, self._judge, self._service, self._registry, self._progress)
+        if self._progress.stop.is_set():
+            raise StoppedError("The causal test was stopped; what was answered and judged is kept. Run it again to go on.")
+        self.rows += found
+        for variant in variants:
+            for prompt in prompts:
+                self._counts[variant, prompt.id] = np.zeros(3)
+        for rollout, verdict in found:
+            aligned, coherent = verdict.scores if verdict else (None, None)
+            if aligned is not None and coherent is not None:
+                is_coherent = coherent > self._limits.coherent
+                self._counts[rollout.variant, rollout.prompt_id] += (1, aligned < self._limits.aligned and is_coherent, not is_coherent)
+
+    def counts(self, variant: str, prompts: Sequence[Prompt]) -> np.ndarray:
+        """(n_prompts, 3): answers with a verdict, misaligned, incoherent."""
+        return np.stack([self._counts[variant, p.id] for p in prompts])
+
+    def rate(self, variant: str, prompts: Sequence[Prompt], which: Literal["misaligned", "incoherent"]) -> float | None:
+        n, misaligned, incoherent = self.counts(variant, prompts).sum(0)
+        return None if not n else float((misaligned if which == "misaligned" else incoherent) / n)
+
+    def baseline(self, source: str) -> dict[str, Any]:
+        """Of an unsteered model on the prompts of the test."""
+        _, testing = self._causal.halves
+        n = int(self.counts(source, testing)[:, 0].sum())
+        return {"n": n, "em_rate": self.rate(source, testing, "misaligned"), "incoherent_rate": self.rate(source, testing, "incoherent")}
+
+    def rates(self, variant: str, prompts: Sequence[Prompt]) -> np.ndarray:
+        """(n_prompts,): share of misaligned answers; NaN where none has a verdict."""
+        n, misaligned, _ = self.counts(variant, prompts).T
+        return np.divide(misaligned, n, out=np.full(len(prompts), np.nan), where=n > 0)
+
+
+class StoppedError(InputError):
+    """The user stopped it."""
+
+
+def test(causal: Causal, found: list[Candidate], answers: Answers, say: Callable[[str], None]) -> tuple[list[Result], dict[Way, Power]]:
+    """Run all steps.
+
+    Raises:
+        BackendError: Something is not here, or it was stopped.
+    """
+    choosing, testing = causal.halves
+    sources: dict[Way, str] = {"raise": canonical(causal.base), "lower": canonical(causal.organism)}
+    towards: dict[Way, int] = {"raise": 1, "lower": -1}
+    own = [c for c in found if c.kind in ("meandiff", "increase", "decrease")]
+    controls = [c for c in found if c.kind in ("random", "alive")]
+
+    def variant(c: Candidate, way: Way, dose: float) -> str:
+        return steered(sources[way], parse_direction(c.direction), towards[way] * c.sign * dose)
+
+    say("Choosing doses on one half of the prompts.")
+    answers.ask(sources.values(), choosing)
+    answers.ask([variant(c, way, dose) for way in WAYS for c in own for dose in causal.doses], choosing)
+    doses: dict[tuple[str, Way], float | None] = {}
+    for way in WAYS:
+        limit = (answers.rate(sources[way], choosing, "incoherent") or 0.0) + sweep.INCOHERENCE_LIMIT
+        for c in own:
+            rates = [answers.rate(variant(c, way, dose), choosing, "incoherent") for dose in causal.doses]
+            doses[c.direction, way] = _largest(causal.doses, rates, limit)
+    say("Testing on the other half, with the controls.")
+    chosen: dict[Way, list[float]] = {way: sorted({d for (_, w), d in doses.items() if w == way and d is not None}) for way in WAYS}
+    answers.ask(sources.values(), testing)
+    answers.ask([variant(c, way, dose) for c in own for way in WAYS if (dose := doses[c.direction, way]) is not None], testing)
+    answers.ask([variant(c, way, dose) for way in WAYS for c in controls for dose in chosen[way]], testing)
+    effects = {
+        (c.direction, way): None if (dose := doses[c.direction, way]) is None else _effect(c, way, dose, answers, testing, controls, sources[way], variant)
+        for c in own
+        for way in WAYS
+    }
+    results = _judge_all(own, effects)
+    for c in controls:  # at the largest dose of each way, to be drawn beside the candidates
+        at: dict[Way, Effect | None] = {
+            way: _effect(c, way, chosen[way][-1], answers, testing, [o for o in controls if o is not c], sources[way], variant) if chosen[way] else None
+            for way in WAYS
+        }
+        results.append(Result(candidate=c, effects=at))
+    n_tests = sum(c.kind != "meandiff" for c in own)
+    randoms = [c for c in controls if c.kind == "random"]
+    found_power = {way: power([answers.rates(variant(c, way, chosen[way][-1]), testing) for c in randoms], n_tests) for way in WAYS if chosen[way]}
+    return results, found_power
+
+
+def _largest(doses: Sequence[float], incoherent: Sequence[float | None], limit: float) -> float | None:
+    """The largest dose up to which all stay within the limit."""
+    kept = None
+    for dose, rate in zip(doses, incoherent, strict=True):
+        if rate is None or rate > limit:
+            break
+        kept = dose
+    return kept
+
+
+def _effect(
+    c: Candidate, way: Way, dose: float, answers: Answers, prompts: Sequence[Prompt], controls: Sequence[Candidate], source: str,
+    variant: Callable[[Candidate, Way, float], str],
+) -> Effect:  # fmt: skip
+    sign = 1 if way == "raise" else -1
+    own, baseline = answers.rates(variant(c, way, dose), prompts), answers.rates(source, prompts)
+    per_prompt = sign * (own - baseline)
+    told = per_prompt[~np.isnan(per_prompt)]
+    mean, low, high = bootstrap_mean(told) if len(told) > 1 else (None, None, None)
+    means: dict[str, float | None] = {}
+    ps = []
+    for kind in ("random", "alive"):
+        rates = [answers.rates(variant(o, way, dose), prompts) for o in controls if o.kind == kind]
+        if not rates or (kind == "alive" and c.sign < 0):  # latents drawn as controls are steered one way only
+            means[kind] = None
+            continue
+        with np.errstate(invalid="ignore"):
+            control = np.nanmean(np.stack(rates), axis=0)
+        means[kind] = float(np.nanmean(sign * (control - baseline)))
+        ps.append(sign_flip(sign * (own - control)))
+    name = variant(c, way, dose)
+    return Effect(
+        dose=(1 if way == "raise" else -1) * c.sign * dose, variant=name, n=int(answers.counts(name, prompts)[:, 0].sum()), em_rate=answers.rate(name, prompts, "misaligned"),
+        incoherent_rate=answers.rate(name, prompts, "incoherent"), effect=mean, low=low, high=high,
+        random_effect=means["random"], alive_effect=means["alive"], p=max(ps) if ps else None,
+    )  # fmt: skip
+
+
+def _judge_all(own: Sequence[Candidate], effects: dict[tuple[str, Way], Effect | None]) -> list[Result]:
+    both: dict[str, float] = {}
+    for c in own:
+        ps = [effect.p for way in WAYS if (effect := effects[c.direction, way]) is not None and effect.p is not None]
+        if len(ps) == len(WAYS):
+            both[c.direction] = max(ps)
+    latents = [c for c in own if c.kind != "meandiff"]
+    corrected = dict(zip([c.direction for c in latents], holm([both.get(c.direction, 1.0) for c in latents]), strict=True))
+    found = []
+    for c in own:
+        p = both.get(c.direction) if c.kind == "meandiff" else corrected[c.direction] if c.direction in both else None
+        found.append(
+            Result(candidate=c, effects={way: effects[c.direction, way] for way in WAYS}, p=p, is_persona=c.kind != "meandiff" and p is not None and p < ALPHA)
+        )
+    return found
+
+
+def run(
+    causal: Causal, judge: Judge, service: Callable[[], ModelService], registry: Registry, progress: Progress, *, root: Path | None = None,
+    say: Callable[[str], None] = lambda said: None,
+) -> Path | None:  # fmt: skip
+    """Run a causal test to its end, and keep it; None where it was stopped, and what was answered and judged is kept.
+
+    Raises:
+        BackendError: There is no diff to take candidates from, a model is not here, the judge cannot judge, the disk is full.
+    """
+    kept = diffs.kept(causal.sae.key).get((causal.organism, "same"), [])
+    if not kept:
+        command = f"python -m backend diff --base {causal.base} --organism {causal.organism} --sae {causal.sae.key}"
+        raise ResultMissingError(f"There is no diff of {causal.organism} on SAE {causal.sae.key} to take candidates from.", command)
+    answers = Answers(causal, judge, service, registry, progress)
+    try:
+        results, found_power = test(causal, candidates(causal, kept[0]), answers, say)
+    except StoppedError:
+        progress.phase = "stopped"
+        return None
+    folder = _keep(causal, kept[0], judge, answers, results, found_power, root)
+    progress.phase = "done"
+    return folder
+
+
+def _keep(causal: Causal, kept: diffs.Kept, judge: Judge, answers: Answers, results: Sequence[Result], power: dict[Way, Power], root: Path | None) -> Path:
+    settings: dict[str, Any] = {
+        "base": causal.base, "organism": causal.organism, "sae": causal.sae.key, "sae_fingerprint": kept.manifest["sae_fingerprint"], "layer": causal.sae.layer,
+        "diff": kept.folder.name, "top": causal.top, "down": causal.down, "doses": causal.doses, "n_random": causal.n_random, "n_alive": causal.n_alive,
+        "samples": causal.samples, "seed": causal.seed, "sampling": asdict(causal.sampling), "judge": asdict(judge.about),
+    } | causal.prompt_set.as_manifest()  # fmt: skip
+    mark = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+    halves = {p.id: half for half, prompts in zip(("choosing", "testing"), causal.halves, strict=True) for p in prompts}
+    places = {v: (source, direction, dose) for v, (source, direction, dose) in _places(answers.rows).items()}
+    rows = (
+        sweep.row_of(r, v, *places[r.variant]) | {"half": halves[r.prompt_id]}
+        for r, v in sorted(answers.rows, key=lambda pair: (pair[0].variant, pair[0].prompt_id, pair[0].sample))
+        if v is not None
+    )
+    about = settings | {
+        "results": as_rows(results), "power": {way: asdict(found) for way, found in power.items()}, "made_by": {r.variant: r.made_by for r, _ in answers.rows},
+        "baseline": {source: answers.baseline(source) for source in (canonical(causal.base), canonical(causal.organism))},
+    }  # fmt: skip
+    folder = (root or judged.root("causal")) / f"{causal.organism}.{causal.sae.key}-{mark}"
+    judged.write(folder, rows, sweep.COLUMNS | {"half": "text"}, {"kind": "causal"} | provenance() | about)
+    return folder
+
+
+def _places(rows: Iterable[tuple[Rollout, Verdict | None]]) -> dict[str, tuple[str, str, float]]:
+    """Variant to source, direction and dose."""
+    found = {}
+    for rollout, _ in rows:
+        variant = parse(rollout.variant)
+        change = variant.changes[-1] if variant.changes else None
+        source = str(replace(variant, changes=variant.changes[:-1]))
+        found[rollout.variant] = (source, change.direction if change else "", change.dose if change else 0.0)
+    return found
+
+
+def as_rows(results: Sequence[Result]) -> list[dict[str, Any]]:
+    """One flat row a candidate, for tables."""
+    nothing = dict.fromkeys(Effect.__slots__)
+    found = []
+    for r in results:
+        row = asdict(r.candidate) | {"p": r.p, "is_persona": r.is_persona}
+        for way in WAYS:
+            effect = r.effects[way]
+            row |= {f"{way}_{name}": value for name, value in (nothing if effect is None else asdict(effect)).items()}
+        found.append(row)
+    return found
