@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from statistics import NormalDist
 
 import numpy as np
@@ -30,8 +31,12 @@ def sign_flip(differences: np.ndarray, *, seed: int = 0) -> float:
     told = differences[~np.isnan(differences)]
     if not len(told):
         return 1.0
-    signs = np.random.default_rng(seed).choice([-1.0, 1.0], size=(_FLIPS, len(told)))
-    return float((1 + ((signs @ told) >= told.sum() - 1e-9).sum()) / (1 + _FLIPS))
+    return float((1 + ((_signs(len(told), seed) @ told) >= told.sum() - 1e-9).sum()) / (1 + _FLIPS))
+
+
+@lru_cache(maxsize=8)
+def _signs(n: int, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).choice([-1.0, 1.0], size=(_FLIPS, n))
 
 
 def holm(ps: Sequence[float]) -> list[float]:
