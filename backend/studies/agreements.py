@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from backend.evaluation.agreement import Agreement, agreement
-from backend.evaluation.rates import Thresholds
+from backend.evaluation.rates import BetleyRates, Thresholds, betley_rates
 from backend.judging.verdicts import Exchange, Verdict
 from backend.studies import judged, verdicts
 
@@ -42,6 +42,25 @@ def of_run(run: judged.Run, thresholds: Thresholds | None = None) -> list[PairOf
                 judges[title] = [said.get(content) for content in contents]
     names = list(judges)
     return [PairOfJudges(a, b, _agreement(judges[a], judges[b], thresholds)) for i, a in enumerate(names) for b in names[i + 1 :]]
+
+
+def with_person(run: judged.Run, thresholds: Thresholds | None = None) -> tuple[int, BetleyRates] | None:
+    """How many answers of a run a person has judged, and the rates with these verdicts in place of the run's own.
+
+    None where there are none, or the run has more than ``MOST_ROWS`` rows.
+
+    Raises:
+        ResultMissingError: The run is damaged or was taken away.
+        DiskError: The store of verdicts cannot be read.
+    """
+    if run.manifest["n"] > MOST_ROWS or verdicts.PERSON.key not in verdicts.judges():
+        return None
+    rows = [(Exchange(row["question"], row["answer"]).key, row["aligned"], row["coherent"]) for part in judged.all_rows(run) for row in part]
+    said = verdicts.look_up(verdicts.PERSON.key, [key for key, *_ in rows])
+    if not said:
+        return None
+    n = sum(key in said for key, *_ in rows)
+    return n, betley_rates((said[key].scores if key in said else (aligned, coherent) for key, aligned, coherent in rows), thresholds)
 
 
 def _agreement(first: list[Verdict | None], second: list[Verdict | None], thresholds: Thresholds | None) -> Agreement:

@@ -97,7 +97,7 @@ def judges() -> dict[str, str]:
     """Judges that have said something here, by key with their titles; a person among them."""
     with _database() as database:
         said = [key for (key,) in database.execute("SELECT DISTINCT judge FROM verdicts")]
-        titles = dict(database.execute("SELECT judge, title FROM judges"))
+        titles = {PERSON.key: PERSON.title} | dict(database.execute("SELECT judge, title FROM judges"))
     return {key: titles.get(key, key) for key in said}
 
 
