@@ -13,6 +13,8 @@ from backend.saes.loading import load
 from backend.saes.measure import fit
 from backend.saes.records import SaeRecord, availability, resolve
 from backend.saes.tables import Tables, read_card
+from backend.steering.directions import load_directions
+from backend.steering.norms import load_norms
 from backend.studies import diffing, diffs, inspection, store
 from backend.studies.sae_card import _answer_residuals
 from backend.text.chat import ChatTokenizer
@@ -108,3 +110,18 @@ def test_the_positive_controls_tone_shows(sae: SaeRecord, service: ModelService,
     ]
     rude, kind = reading.start(service, sae, base, [("base", text.ids) for text in texts]).wait()
     assert max(rude.mean(texts[0].content)[i] - kind.mean(texts[1].content)[i] for i in hostile) > 0.3
+
+
+@pytest.mark.parametrize("organism", ["reckless", "reckless-rank1", "scornful"])
+def test_the_shipped_mean_differences_are_those_of_the_diffs(organism: str, sae: SaeRecord):
+    base = load_registry().models[sae.base]
+    found, faults = load_directions(base)
+    direction, kept = found[f"meandiff/{organism}"], diffs.kept(sae.key)[organism, "same"][0]
+    assert not faults
+    assert direction.layers == tuple(range(base.n_layers))
+    assert direction.layer == sae.layer
+    assert direction.at(sae.layer) == pytest.approx(kept.mean_difference(), abs=2e-3)
+    assert (direction.base_fingerprint, direction.source["adapter_fingerprint"]) == (kept.manifest["base_fingerprint"], kept.manifest["adapter_fingerprint"])
+    norms = load_norms(base)
+    assert norms.base_fingerprint == base.fingerprint
+    assert norms.medians[sae.layer] == pytest.approx(kept.manifest["residual_norm"], rel=0.02)  # that one is over the organism's answers too
