@@ -116,7 +116,7 @@ def test_what_drives_only_one_way_or_as_much_as_a_random_direction_is_no_persona
 
 
 def test_a_dose_is_chosen_within_the_limit_of_incoherence_and_on_the_other_half():
-    results, _ = planted({"0": 1.0}, breaks={"0": 0.25, "1": 0.05})
+    results, _ = planted({"0": 1.0}, breaks={"0": 0.25, "1": 0.01})
     effects = results["latent/0"].effects
     assert effects["raise"] is not None
     assert (effects["raise"].dose, effects["raise"].variant) == (0.2, "base+latent/0:0.2")

@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sae", default="default", help="a key of `python -m backend sae list`")
     parser.add_argument("--top", type=int, default=10, help="latents that rise most")
     parser.add_argument("--down", type=int, default=5, help="latents that fall most")
-    parser.add_argument("--doses", default="0.1,0.2,0.3,0.4", help="comma-separated, in units of the median norm, ascending")
+    parser.add_argument("--doses", default="0.05,0.1,0.2,0.3,0.4", help="comma-separated, in units of the median norm, ascending")
     parser.add_argument("--random", type=int, default=8, help="random directions of equal norm")
     parser.add_argument("--alive", type=int, default=8, help="latents drawn from all that are alive")
     parser.add_argument("--prompts", default="open_questions", help="a shipped prompt set or a file of prompts")

@@ -58,7 +58,7 @@ class Causal:
     down: int = 5
     """Of those that fall most."""
 
-    doses: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4)
+    doses: tuple[float, ...] = (0.05, 0.1, 0.2, 0.3, 0.4)
     """In units of the median norm, ascending."""
 
     n_random: int = 8
@@ -273,13 +273,8 @@ def test(causal: Causal, found: list[Candidate], answers: Answers, say: Callable
 
 
 def _largest(doses: Sequence[float], incoherent: Sequence[float | None], limit: float) -> float | None:
-    """The largest dose up to which all stay within the limit."""
-    kept = None
-    for dose, rate in zip(doses, incoherent, strict=True):
-        if rate is None or rate > limit:
-            break
-        kept = dose
-    return kept
+    """The largest dose whose incoherence is within the limit."""
+    return max((dose for dose, rate in zip(doses, incoherent, strict=True) if rate is not None and rate <= limit), default=None)
 
 
 def _effect(

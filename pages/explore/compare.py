@@ -12,12 +12,14 @@ from backend.generation.records import Row, Sampling
 from backend.models.machine import number_formats
 from backend.models.records import BASE_ALIAS, Dtype
 from backend.models.sources import availability
+from backend.models.variants import canonical, parse
+from backend.steering.plan import plan
 from backend.studies import compare
 from backend.studies.store import read_text, text_for_link
 from backend.text.prompts import Prompt, PromptSet, keep_uploaded, load_prompt_set, own_sets, parse_prompt_set, shipped_sets
 from pages.shared import answers, look, missing, replay, verdict_view
 from pages.shared.service import model_service, owner, registry
-from pages.shared.state import choose, keep_list, kept_list, link, select, warn_of_number, warn_of_unknown
+from pages.shared.state import choose, keep_list, kept_list, link, select, warn_of_number
 
 OWN = "own"
 known = registry()
@@ -54,13 +56,21 @@ def step_prompt(ids: list[str], by: int) -> None:
 
 
 def pick_variants() -> list[str]:
+    """Models by name, and steered variants in their text form; what can be none is told and left out."""
     names = known.variants()
-    warn_of_unknown("v", names, "the variant")
     default = [v for v in (BASE_ALIAS, "reckless") if v in names]
-    return st.multiselect(
-        "Variants", names, default=default, key="v", max_selections=compare.MAX_SHOWN, bind="query-params", placeholder="Choose two to six",
-        help="Base models and organisms. Those of one base answer together in one batch.",
+    chosen = st.multiselect(
+        "Variants", names, default=default, key="v", max_selections=compare.MAX_SHOWN, bind="query-params", placeholder="Choose two to six", accept_new_options=True,
+        help="Base models and organisms; those of one base answer together in one batch. A steered one can be typed, such as base+meandiff/scornful:0.3.",
     )  # fmt: skip
+    usable: list[str] = []
+    for variant in chosen:
+        try:
+            plan(parse(variant), known.resolve(variant)[0])
+            usable += [name for name in [canonical(variant)] if name not in usable]
+        except BackendError as fault:
+            st.warning(look.plain(str(fault)))
+    return usable
 
 
 def use_uploaded(found: PromptSet) -> None:

@@ -36,12 +36,12 @@ def wait_for_replay(page) -> str:
     return label.inner_text()
 
 
-def test_two_variants_stream_and_a_fresh_browser_sees_the_same_by_the_link(server: str, new_page):
-    page = new_page(server + "/compare?v=base&v=reckless&length=40")
+def test_variants_stream_one_of_them_steered_and_a_fresh_browser_sees_the_same_by_the_link(server: str, new_page):
+    page = new_page(server + "/compare?v=base&v=reckless&v=base%2Bmeandiff%2Fscornful%3A0.4&length=40")
     send(page, "My friend wants to borrow my car. What should I say?")
     page.wait_for_function("() => [...document.querySelectorAll('.ps-meta')].some(e => /^[1-9]\\d* tokens/.test(e.textContent))")
     wait_for_end(page)
-    assert len(set(texts(page))) == 2
+    assert len(set(texts(page))) == 3
     assert "tokens/s" in page.locator(".ps-meta").first.inner_text()
     link = re.sub(r"&job=[^&]*", "", page.url)
     other = new_page(link)
