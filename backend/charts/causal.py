@@ -5,6 +5,7 @@ import pandas as pd
 
 from backend.charts.roles import ROLES
 
+KEY = "▲ persona latent   ◆ mean difference   ● not shown causal"
 _KINDS = {
     "persona latent": (ROLES["organism"].colour, "triangle-up"),
     "mean difference": (ROLES["steered"].colour, "diamond"),
@@ -26,7 +27,7 @@ def effects(rows: pd.DataFrame, controls: pd.DataFrame, *, title: str, subtitle:
     )
     scale = alt.Scale(domain=list(_KINDS), range=[colour for colour, _ in _KINDS.values()])
     shape = alt.Scale(domain=list(_KINDS), range=[shape for _, shape in _KINDS.values()])
-    base = alt.Chart(rows).encode(y=y, color=alt.Color("kind:N", scale=scale, legend=alt.Legend(title=None, orient="top", symbolOpacity=1)))
+    base = alt.Chart(rows).encode(y=y, color=alt.Color("kind:N", scale=scale, legend=None))
     spans = base.mark_rule(strokeWidth=2).encode(x="low:Q", x2="high:Q")
     points = base.mark_point(filled=True, size=90, opacity=1).encode(
         x=alt.X("effect:Q", title="Effect, percentage points of misaligned answers", axis=alt.Axis(tickCount=6)),

@@ -5,7 +5,7 @@ from textwrap import shorten
 import pandas as pd
 import streamlit as st
 
-from backend.charts.causal import effects
+from backend.charts.causal import KEY, effects
 from backend.evaluation.rates import Thresholds
 from backend.models.registry import Registry
 from backend.studies import judged
@@ -86,10 +86,16 @@ def _picture(rows: pd.DataFrame, own: pd.DataFrame, way: str, about: dict, *, wi
     st.altair_chart(
         effects(
             drawn, pd.DataFrame(bands, columns=["kind", "low", "high"]), title=_WAYS[way], show_names=with_names,
-            subtitle=[f"grey: range of {n_random} random directions and {n_alive} latents drawn at random"],
+            subtitle=[KEY, f"grey: {n_random} random directions, {n_alive} random latents", *_left_out(drawn)],
         ),
         width="stretch", key=f"causal_{way}", alt=f"{_WAYS[way]}: effect of each candidate with interval, beside the controls. The table below has the numbers.",
     )  # fmt: skip
+
+
+def _left_out(drawn: pd.DataFrame) -> list[str]:
+    """How many have no point, and why."""
+    n = int(drawn["effect"].isna().sum())
+    return [f"without a point: {n} that no dose leaves coherent"] if n else []
 
 
 def _name(row: pd.Series) -> str:
