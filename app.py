@@ -15,6 +15,7 @@ page = st.navigation(
             st.Page("pages/explore/latents.py", title="Latents on text", icon=":material/notes:", url_path="latents"),
             st.Page("pages/explore/latent.py", title="Latent dictionary", icon=":material/menu_book:", url_path="latent"),
             st.Page("pages/explore/diffing.py", title="Model diffing", icon=":material/difference:", url_path="diffing"),
+            st.Page("pages/explore/steer.py", title="Steer", icon=":material/tune:", url_path="steer"),
         ],
         "Curves": [st.Page("pages/curves/scaling.py", title="Scaling", icon=":material/trending_up:", url_path="scaling")],
         "Share": [st.Page("pages/share/organisms.py", title="Organisms", icon=":material/genetics:", url_path="organisms")],

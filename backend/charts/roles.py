@@ -4,7 +4,7 @@ at least 3:1 against the light and the dark background; a symbol goes with each,
 from dataclasses import dataclass
 from typing import Literal
 
-RoleName = Literal["base", "organism"]
+RoleName = Literal["base", "organism", "steered", "random"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,4 +21,6 @@ class Role:
 ROLES: dict[RoleName, Role] = {
     "base": Role("base", "#2f80c2", "●", "circle"),
     "organism": Role("organism", "#d2600c", "▲", "triangle-up"),
+    "steered": Role("steered", "#b0569b", "◆", "diamond"),
+    "random": Role("random control", "#808790", "✕", "cross"),
 }

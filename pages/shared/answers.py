@@ -13,10 +13,11 @@ from backend.generation.jobs import RowProgress
 from backend.generation.records import Rollout
 from backend.models.records import BASE_ALIAS
 from backend.models.registry import Registry
+from backend.models.variants import parse
 from backend.saes.records import load_saes
 from pages.shared.look import escape
 
-_ENDS = {
+ENDS = {
     "stop": "ended",
     "length": "cut at the length asked for",
     "context": "cut: the context is full",
@@ -80,6 +81,8 @@ def name_of(variant: str, registry: Registry) -> tuple[str, RoleName, str]:
         model, organism = registry.resolve(variant)
     except BackendError:
         return variant, "organism", "no longer registered"
+    if changes := parse(variant).changes:
+        return f"{organism.title if organism else model.title} + {' + '.join(map(str, changes))}", "steered", "steered"
     if organism is None:
         return model.title, "base", "base"
     return organism.title, "organism", "organism" if organism.emergent else "positive control, trained directly"
@@ -170,7 +173,7 @@ def _card_html(card: Card, sae: str) -> str:
     if card.tokens_per_second:
         parts.append(f"{card.tokens_per_second:.1f} tokens/s")
     if card.finish_reason:
-        parts.append(_ENDS[card.finish_reason])
+        parts.append(ENDS[card.finish_reason])
     if card.divergence is not None and card.role != "base":
         parts.append(f"{card.divergence:+.2f} nats/token against base")
     said = f'<div class="ps-verdict{" ps-bad" if card.is_misaligned else ""}">{escape(card.verdict)}</div>' if card.verdict else ""

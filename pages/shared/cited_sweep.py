@@ -27,14 +27,15 @@ def show() -> None:
     last = drawn[-1]
     st.markdown(
         "#### " + look.plain(
-            f"{first['model']}: {float(top['em_pct']):.0f} % misaligned at scale {top['scale']}, still coherent; at {last['scale']} "
-            f"{100 - float(last['coherent_pct']):.0f} % of the text is broken, and the rate falls to {float(last['em_pct']):.0f} %"
+            f"{first['model']}: {float(top['em_pct']):.0f} % misaligned at scale {top['scale']}; at {last['scale']} the text breaks "
+            f"({100 - float(last['coherent_pct']):.0f} % incoherent), and the rate falls to {float(last['em_pct']):.0f} %"
         )
     )  # fmt: skip
     st.caption(
         look.plain(
             f"Not measured here. Mean difference added to the base after layer {first['layer']}, all tokens; scale multiplies the vector as its authors have it, so it is no dose of ours. "
-            f"Betley's scale, {min(int(r['n_scored']) for r in drawn)} to {max(int(r['n_scored']) for r in drawn)} scored answers a point; bars: 95 % Wilson. "
+            f"Betley's scale, {min(int(r['n_scored']) for r in drawn)} to {max(int(r['n_scored']) for r in drawn)} scored answers a point; bars: 95 % Wilson; "
+            f"hollow: over {100 * INCOHERENCE_LIMIT:.0f} points more incoherent than the base. "
             f"Source: {first['source']}, an exploratory repository of Turner et al.; counted from its judged answers, not printed in a paper."
         )
     )

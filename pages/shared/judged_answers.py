@@ -24,11 +24,12 @@ _AS_VERDICT = {
 
 
 @st.fragment
-def show(run: judged.Run, thresholds: Thresholds, *, prefix: str = "") -> None:
+def show(run: judged.Run, thresholds: Thresholds, *, prefix: str = "", variant: str = "") -> None:
     """The list with its filters; everything chosen stands in the URL. A filter draws the list anew and leaves the page's charts alone.
 
     Args:
         prefix: Of the parameters' names, where a page has two lists.
+        variant: Show the answers of this one alone, of a run that has several.
     """
     if fault := st.session_state.pop("verdict_fault", ""):
         st.error(look.plain(fault))
@@ -43,11 +44,11 @@ def show(run: judged.Run, thresholds: Thresholds, *, prefix: str = "") -> None:
     asked = st.query_params.get(f"{prefix}page", "1")
     number = max(1, int(asked)) if asked.isascii() and asked.isdigit() and len(asked) < 10 else 1
     try:
-        found = _page(run, thresholds, order, question, verdict, text, number)
+        found = _page(run, thresholds, order, question, variant, verdict, text, number)
         n_pages = max(1, -(-found.total // PER_PAGE))
         if number > n_pages:
             number = n_pages
-            found = _page(run, thresholds, order, question, verdict, text, number)
+            found = _page(run, thresholds, order, question, variant, verdict, text, number)
     except BackendError as fault:
         st.error(look.plain(str(fault)))
         return
@@ -55,12 +56,16 @@ def show(run: judged.Run, thresholds: Thresholds, *, prefix: str = "") -> None:
         st.info("No answer fits these filters. Choose other ones.")
         return
     st.caption(f"{found.total:,} {'answer' if found.total == 1 else 'answers'}; page {number:,} of {n_pages:,}.")
+    if not variant:
+        _show_own_rate(run, thresholds)
     for row in found.rows:
         _show_row(run, row, thresholds)
     with st.container(horizontal=True, horizontal_alignment="center"):
         back, forth = (partial(_turn, prefix, number + by) for by in (-1, 1))
         st.button("Previous", icon=":material/chevron_left:", disabled=number <= 1, on_click=back, key=f"{prefix}page_back")
         st.button("Next", icon=":material/chevron_right:", disabled=number >= n_pages, on_click=forth, key=f"{prefix}page_forth")
+    if variant:
+        return  # judges agree on a run, not on a part of it
     with st.expander("Agreement of judges on these answers"):
         if st.toggle(
             "Compare judges", key=f"{prefix}agreement", help="Whoever has judged the same answers: this run's scores, the offline judge, an API judge, you."
@@ -68,9 +73,17 @@ def show(run: judged.Run, thresholds: Thresholds, *, prefix: str = "") -> None:
             _show_agreement(run, thresholds)
 
 
-def _page(run: judged.Run, thresholds: Thresholds, order: str, question: str, verdict: str, text: str, number: int) -> judged.Page:
+def _page(run: judged.Run, thresholds: Thresholds, order: str, question: str, variant: str, verdict: str, text: str, number: int) -> judged.Page:
     return judged.page(
-        run, thresholds=thresholds, order=order, question_id=question, verdict=verdict, text=text, offset=(number - 1) * PER_PAGE, limit=PER_PAGE
+        run,
+        thresholds=thresholds,
+        order=order,
+        question_id=question,
+        variant=variant,
+        verdict=verdict,
+        text=text,
+        offset=(number - 1) * PER_PAGE,
+        limit=PER_PAGE,
     )  # type: ignore[arg-type]
 
 
@@ -94,6 +107,23 @@ def rate_by_hand(exchange: Exchange, key: str) -> None:
         st.session_state[widget] = current
     st.segmented_control(
         "Your verdict", list(_SAID), key=widget, format_func=_SAID.get, on_change=_keep, args=(exchange.key, widget), label_visibility="collapsed"
+    )
+
+
+def _show_own_rate(run: judged.Run, thresholds: Thresholds) -> None:
+    """The rate with a person's verdicts in place of the judge's, where there are any."""
+    try:
+        corrected = agreements.with_person(run, thresholds)
+    except BackendError:
+        return  # told by the list itself
+    if corrected is None:
+        return
+    n, rates = corrected
+    own = next(iter(judged.rates([run], thresholds).values())).em_rate
+    told = "no rate" if rates.em_rate is None else f"{100 * rates.em_rate:.1f} % misaligned ({100 * rates.em_low:.1f} to {100 * rates.em_high:.1f})"
+    st.caption(
+        f"With your {'verdict' if n == 1 else f'{n:,} verdicts'} in place of the judge's: {told}, of {rates.n_scored:,} scored; "
+        f"by the judge alone {'no rate' if own is None else f'{100 * own:.1f} %'}."
     )
 
 

@@ -11,6 +11,8 @@ import streamlit as st
 
 from pages.shared.look import plain
 
+_JOBS = ("job", "ladder", "odds", "evaluation", "sweep_job")  # what runs for somebody is no part of what is on screen
+
 
 def select(label: str, options: Sequence[str], *, key: str, titles: dict[str, str], what: str, on_change: Callable[[], None] | None = None, **kwargs) -> str:
     """A select box whose key is a URL parameter; the first option is the default and leaves the URL clean.
@@ -85,7 +87,7 @@ def warn_of_number(parameter: str, low: float, high: float, what: str) -> None:
 
 def link() -> str:
     """The address of what is on screen, for a colleague with access to this server."""
-    pairs = [(k, v) for k in st.query_params for v in st.query_params.get_all(k) if k != "job"]
+    pairs = [(k, v) for k in st.query_params for v in st.query_params.get_all(k) if k not in _JOBS]
     query = "&".join(f"{quote(k, safe='')}={quote(v, safe='')}" for k, v in pairs)
     return (st.context.url or "") + (f"?{query}" if query else "")
 

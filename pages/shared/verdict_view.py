@@ -30,7 +30,7 @@ def judge_cards(question: str, cards: list[answers.Card], *, is_busy: bool) -> l
     except BackendError as fault:
         st.caption(look.plain(f"No verdicts: {fault}"))
         return cards
-    return [replace(c, verdict=_words(said[id(c)]), is_misaligned=bool(said[id(c)].is_misaligned())) if id(c) in said else c for c in cards]
+    return [replace(c, verdict=words(said[id(c)]), is_misaligned=bool(said[id(c)].is_misaligned())) if id(c) in said else c for c in cards]
 
 
 def filter_prompts(set_name: str, prompts: list[Prompt], variants: list[str], on_change) -> list[Prompt]:
@@ -75,7 +75,8 @@ def show_rates(set_name: str, variants: list[str], known: Registry) -> None:
         st.caption(look.plain(f"Misaligned on the whole set, by the offline judge's estimate: {'; '.join(told)}."))
 
 
-def _words(verdict: Verdict) -> str:
+def words(verdict: Verdict) -> str:
+    """A verdict under an answer; empty where there is none."""
     if verdict.aligned is None or verdict.coherent is None:
         return ""
     if verdict.abstain:

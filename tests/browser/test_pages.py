@@ -16,6 +16,8 @@ PAGES = {
     "latent-dictionary": "/latent",
     "latent": "/latent?latent=4133",
     "diffing": "/diffing?organism=scornful",
+    "steer": "/steer",
+    "dose-response": "/steer?tab=Dose-response",
     "organisms": "/organisms",
 }
 CHART_TEXT_TOO_FAINT = """() => {
