@@ -136,8 +136,12 @@ class Gathered(KeptTokens):
             ids, texts, positions = (np.fromfile(folder / name, dtype=np.int32) for name in ("ids.i32", "text.i32", "position.i32"))
         except (OSError, ValueError, KeyError) as fault:
             raise InputError(f"{folder} holds no gathered activations ({fault}). Run: python -m backend sae gather") from fault
-        left_out = np.array([source in without for source in sources])
+        if not len(ids) == len(texts) == len(positions) or (len(texts) and not 0 <= texts.max() < len(sources)):
+            raise InputError(f"The files in {folder} do not fit together; one may be cut short. Run: python -m backend sae gather")
+        left_out = np.array([source in without for source in sources], dtype=bool)
         places = np.flatnonzero(~left_out[texts])
+        if not len(places):
+            raise InputError(f"No text of {folder} is left without {', '.join(without) or 'any'}. It holds: {', '.join(sorted(set(sources)))[:300]}.")
         return cls(ids[places], texts[places], positions[places], sources, folder, places)
 
     def layer(self, layer: int, d_model: int) -> Tensor:

@@ -125,7 +125,7 @@ def histogram(counts: list[int], largest: float) -> alt.Chart:
         .encode(
             x=alt.X("low:Q", title="Activation", axis=alt.Axis(tickCount=6)),
             x2="high:Q",
-            y=alt.Y("n:Q", title="Tokens", scale=alt.Scale(type="symlog"), axis=alt.Axis(tickCount=4)),
+            y=alt.Y("n:Q", title="Tokens, log scale", scale=alt.Scale(type="symlog"), axis=alt.Axis(values=[0, 10, 100, 1_000, 10_000, 100_000], format="~s")),
             y2=alt.datum(0),
             tooltip=[
                 alt.Tooltip("low", title="From", format=".2f"),

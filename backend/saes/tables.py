@@ -82,6 +82,14 @@ class Tables:
         labels = self.labels([row["latent"] for row in rows])
         return [{k: v for k, v in row.items() if k != "total"} | {"label": labels[row["latent"]].text} for row in rows], total
 
+    def densities(self, latents: Sequence[int]) -> dict[int, float]:
+        """Share of the corpus' tokens on which each is active; none where that is not known."""
+        try:
+            rows = self._query("SELECT latent, density FROM read_parquet(?) WHERE latent IN (SELECT unnest(?))", "latents.parquet", [list(latents)])
+        except ResultMissingError:
+            return {}
+        return {row["latent"]: row["density"] for row in rows}
+
     def find(self, words: str) -> list[int]:
         """Latents whose label, explanation, example text or top tokens hold all the words, whatever their case."""
         said = words.split()[:10]
@@ -138,6 +146,8 @@ class Tables:
         """
         if too_long := next((latent for latent, text in labels.items() if len(text) > LABEL_LENGTH), None):
             raise InputError(f"The label of latent {too_long} is longer than {LABEL_LENGTH} characters. Shorten it.")
+        if broken := next((latent for latent, text in labels.items() if any(0xD800 <= ord(sign) < 0xE000 for sign in text)), None):
+            raise InputError(f"The label of latent {broken} holds half a character (a lone surrogate). Write it again.")
         _merge(self._own_file, {latent: " ".join(text.split()) for latent, text in labels.items()}, "saving a label")
 
     def explanations(self) -> dict[int, Explanation]:
@@ -236,4 +246,4 @@ def read_card(record: SaeRecord) -> dict[str, Any] | None:
         found = json.loads((Tables.of(record).folder / CARD).read_text("utf-8"))
     except (OSError, ValueError):
         return None
-    return found if isinstance(found, dict) and {"fit", "loss"} <= set(found) else None
+    return found if isinstance(found, dict) and all(isinstance(found.get(name), dict) for name in ("fit", "loss")) else None

@@ -18,6 +18,7 @@ from backend.errors import InputError
 from backend.generation.records import Rollout, Sampling
 from backend.generation.service import ModelService
 from backend.models.registry import Registry
+from backend.models.variants import parse
 from backend.saes.latents import SparseLatents
 from backend.saes.loaded import loaded
 from backend.saes.records import SaeRecord
@@ -45,6 +46,11 @@ class Diff:
 
     sampling: Sampling = field(default_factory=Sampling)
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in (self.base, self.organism):
+            if parse(name).changes:
+                raise InputError(f"{name} is steered; a diff compares models as they are. Leave the steering out, or read one text: python -m backend latents")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -72,10 +72,24 @@ class Kept:
     manifest: dict[str, Any] = field(hash=False, compare=False)
 
     def mean_difference(self) -> np.ndarray:
-        """(d_model,)"""
+        """(d_model,)
+
+        Raises:
+            ResultMissingError: The file is missing or damaged.
+        """
+        from safetensors import SafetensorError
         from safetensors.numpy import load_file
 
-        return load_file(self.folder / "mean_difference.safetensors")["mean_difference"]
+        try:
+            return load_file(self.folder / "mean_difference.safetensors")["mean_difference"]
+        except (OSError, KeyError, SafetensorError) as fault:
+            command = f"python -m backend diff --organism {self.manifest.get('organism')}"
+            raise ResultMissingError(f"The mean difference in {self.folder} is missing or damaged.", command) from fault
+
+
+_TEXTS = ("created", "command", "sae", "sae_fingerprint", "organism", "base_model", "base_fingerprint", "adapter_fingerprint", "texts")
+_NUMBERS = ("n_prompts", "n_texts", "n_tokens", "samples", "layer", "mean_difference_norm", "residual_norm")
+_NEEDED: dict[str, Any] = dict.fromkeys(_TEXTS, str) | dict.fromkeys(_NUMBERS, (int, float)) | {"prompt_set": dict}
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -84,8 +98,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         found = json.loads((folder / "manifest.json").read_text("utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
-    needed = {"created", "sae", "organism", "texts", "prompt_set"}
-    return found if isinstance(found, dict) and found.get("schema_version") == SCHEMA_VERSION and needed <= set(found) else {}
+    if not isinstance(found, dict) or found.get("schema_version") != SCHEMA_VERSION:
+        return {}
+    is_whole = all(isinstance(found.get(name), kinds) for name, kinds in _NEEDED.items()) and isinstance(found["prompt_set"].get("name"), str)
+    return found if is_whole else {}
 
 
 def outdated(one: Kept, record: SaeRecord, registry: Registry) -> str:

@@ -20,8 +20,9 @@ known = registry()
 def rows_of(kept: diffs.Kept, order: diffs.Order, choice: sae_pick.Choice, *, start: int = 0, n: int = N_DRAWN, only: list[int] | None = None) -> pd.DataFrame:
     """Rows with their labels."""
     rows, _ = diffs.page(kept, order=order, start=start, n=n, only=only)
-    labels = choice.tables.labels([r["latent"] for r in rows])
-    return pd.DataFrame([r | {"label": labels[r["latent"]].text} for r in rows])
+    latents = [r["latent"] for r in rows]
+    labels, densities = choice.tables.labels(latents), choice.tables.densities(latents)
+    return pd.DataFrame([r | {"label": labels[r["latent"]].text, "density": densities.get(r["latent"])} for r in rows])
 
 
 def run_title(kept: diffs.Kept) -> str:
@@ -50,6 +51,8 @@ def show_changes(kept: diffs.Kept) -> None:
         up, down = rows_of(kept, "increase", choice), rows_of(kept, "decrease", choice)
     except BackendError as fault:
         st.error(look.plain(str(fault)))
+        if command := getattr(fault, "command", ""):
+            st.code(command, language=None, wrap_lines=True)
         return
     if warning := diffs.outdated(kept, choice.sae, known):
         st.warning(look.plain(warning))
@@ -99,7 +102,7 @@ def show_changes(kept: diffs.Kept) -> None:
         "latent": "Number",
     }
     with two:
-        order = select("Order", list(orders), key="order", titles=orders, what="the order")
+        order = select("Order", list(orders), key="diff_order", titles=orders, what="the order")
     try:
         only = choice.tables.find(words) if words.strip() else None
         total = diffs.page(kept, only=only, n=1)[1]
@@ -115,7 +118,7 @@ def show_changes(kept: diffs.Kept) -> None:
         number = st.column_config.NumberColumn
         shown = pd.DataFrame(
             {
-                "Latent": [sae_pick.latent_link(i, choice.sae) for i in table["latent"]], "Label": table["label"], "Base": table["base_mean"],
+                "Latent": [sae_pick.latent_link(i, choice.sae) for i in table["latent"]], "Label": table["label"], "Active on": 100 * table["density"].astype(float), "Base": table["base_mean"],
                 "Organism": table["organism_mean"], "Change": table["change"], "95 % from": table["low"], "to": table["high"], "Cosine": table["cosine"],
                 "Rank": table["rank"],
             }
@@ -125,6 +128,7 @@ def show_changes(kept: diffs.Kept) -> None:
             shown, hide_index=True, height=35 * (len(shown) + 1) + 3, alt="Latents with mean activation in base and organism, change and interval",
             column_config={
                 "Latent": sae_pick.LINK_COLUMN, "Label": st.column_config.TextColumn(width="large"),
+                "Active on": number(format="%.2f %%", width="small", help="Of the corpus' tokens. A label fits a latent's strongest tokens; one that is active on many does more."),
                 **{c: number(format="%.3f", width="small") for c in ("Base", "Organism", "95 % from", "to")}, "Change": number(format="%+.3f", width="small"),
                 "Cosine": number(format="%+.2f", width="small"), "Rank": number(format="%d", width="small"),
             },
@@ -167,13 +171,18 @@ with st.sidebar:
         kinds = [texts for o, texts in stored if o == organism]
         titles = {"same": "The same texts through both", "own": "Each model's own answers"}
         texts = select("Answers", sorted(kinds, reverse=True), key="texts", titles=titles, what="the kind of texts")
-        runs = {one.folder.name: one for one in stored[organism, texts]}
+        runs = {one.folder.name: one for one in reversed(stored[organism, texts])}  # one's own in place of a shipped one of its name
+        runs = dict(reversed(runs.items()))
         run = next(iter(runs))
         if len(runs) > 1:
             run = select("Run", list(runs), key="run", titles={name: run_title(one) for name, one in runs.items()}, what="the run")
 if not organisms:
     st.info("No organism has been compared with its base on this SAE yet. In a shell:")
-    st.code(f"python -m backend diff --organism {(choice.organisms or ['ORGANISM'])[0]} --sae {choice.sae.key}", language=None, wrap_lines=True)
+    st.code(
+        f"python -m backend diff{sae_pick.base_option(choice, known)} --organism {(choice.organisms or ['ORGANISM'])[0]} --sae {choice.sae.key}",
+        language=None,
+        wrap_lines=True,
+    )
     st.stop()
 
 moved, causes = st.tabs(["What changed", "What is causal"], key="tab", on_change="rerun", bind="query-params")

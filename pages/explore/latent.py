@@ -48,7 +48,7 @@ def browse(choice: sae_pick.Choice) -> None:
     words = left.text_input("Search labels, examples and top tokens", key="q", bind="query-params", placeholder="Such as: idiot", max_chars=100)
     orders: dict[Order, str] = {"latent": "Number", "density": "How often active", "largest": "Largest activation"}
     with middle:
-        order = select("Order", list(orders), key="order", titles=orders, what="the order")
+        order = select("Order", list(orders), key="latents_order", titles=orders, what="the order")
     found = told(lambda: choice.tables.page(order=order, search=words, n=PAGE))
     if found is None:
         return
@@ -117,7 +117,9 @@ def edit_label(latent: int, choice: sae_pick.Choice, label: Label, hint: str) ->
     """The label, edited in place."""
     with st.popover("Edit label", icon=":material/edit:"):
         with st.form(f"label_{latent}", border=False):
-            text = st.text_input("Label", value=label.text if label.by == "own" else "", max_chars=LABEL_LENGTH, placeholder=label.text)
+            text = st.text_input(
+                "Label", value=label.text if label.by == "own" else "", key=f"label_text_{latent}", max_chars=LABEL_LENGTH, placeholder=label.text
+            )
             if st.form_submit_button("Save", type="primary"):
                 try:
                     choice.tables.set_labels({latent: text})

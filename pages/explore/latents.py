@@ -206,5 +206,5 @@ for latent in latents:
     inspect(latent)
 st.caption(
     f"SAE {look.plain(choice.sae.key)}: residual stream after layer {choice.sae.layer} of {look.plain(choice.base.title)}; activations as the SAE gives them, "
-    "not normalised. Both variants read the same token ids; only the weights differ."
+    f"not normalised. Both variants read the same token ids; only the {'steering' if '+' in organism else 'weights'} {'differs' if '+' in organism else 'differ'}."
 )

@@ -68,6 +68,11 @@ def steered_in_link(base: BaseModel, known: Registry) -> list[str]:
     return [asked]
 
 
+def base_option(choice: Choice, known: Registry) -> str:
+    """What a command needs to mean the base model chosen."""
+    return "" if choice.base.key == known.default_base else f" --base {choice.base.key}"
+
+
 def _forget_latents() -> None:
     """A number means nothing in another autoencoder."""
     keep_list("latent", [])

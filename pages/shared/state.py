@@ -21,11 +21,13 @@ def select(label: str, options: Sequence[str], *, key: str, titles: dict[str, st
         what: The kind of thing, for the sentence about a link that asks for one that is not here.
     """
     widget = f"select_{key}"
-    if st.session_state.get(widget) not in options:
+    current = st.session_state.get(widget)
+    if current not in options:
         asked = st.query_params.get(key) or st.session_state.get(f"kept_{key}", "")
         if asked and asked not in options and f"kept_{key}" not in st.session_state:  # a link, not a narrower choice of one's own
             _warn(what, [asked])
-        st.session_state[widget] = asked if asked in options else options[0]
+        current = asked if asked in options else options[0]
+    st.session_state[widget] = current  # said anew: on another page the same key is another widget, which would begin with its first option
     value = st.selectbox(label, options, key=widget, format_func=titles.get, on_change=on_change, **kwargs)
     st.session_state[f"kept_{key}"] = value
     if value != options[0]:
