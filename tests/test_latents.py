@@ -325,6 +325,12 @@ def test_directions_are_named_by_their_content(diff: diffing.Diff, found: diffin
     shutil.rmtree(folder)
 
 
+def test_a_steered_model_is_not_diffed(diff: diffing.Diff):
+    for change in ({"base": "base+random/1:0.3"}, {"organism": "scornful+latent/3:1"}):
+        with pytest.raises(InputError, match="is steered; a diff compares models as they are"):
+            replace(diff, **change)
+
+
 def test_norms_are_medians_over_the_bases_own_answers(diff: diffing.Diff, service: ModelService, base_model: Path):
     import transformers
 
@@ -496,9 +502,12 @@ def test_a_table_of_a_hundred_thousand_latents_is_read_a_page_at_a_time(tmp_path
     folder.mkdir(parents=True)
     columns = {name: draw.normal(size=n).astype(np.float32) for name in ("base_mean", "organism_mean", "change", "low", "high", "standard_error", "cosine")}
     pq.write_table(pa.table({"latent": np.arange(n, dtype=np.int32)} | columns), folder / "latents.parquet")
-    (folder / "manifest.json").write_text(
-        json.dumps({"schema_version": 1, "created": "2026", "sae": "wide", "organism": "big", "texts": "same", "prompt_set": {}})
-    )
+    about = dict.fromkeys(diffs._TEXTS, "") | dict.fromkeys(diffs._NUMBERS, 1) | {"prompt_set": {"name": "some"}}
+    about |= {"schema_version": 1, "created": "2026", "sae": "wide", "organism": "big", "texts": "same"}
+    for spoilt in ({"n_prompts": None}, {"prompt_set": "some"}, {"created": 5}):  # hidden, not a page that ends
+        (folder / "manifest.json").write_text(json.dumps(about | spoilt))
+        assert not diffs.kept("wide")
+    (folder / "manifest.json").write_text(json.dumps(about))
     kept = diffs.kept("wide")["big", "same"][0]
     last, total = diffs.page(kept, start=n - 3, n=50)
     assert total == n
