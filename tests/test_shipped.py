@@ -131,10 +131,11 @@ def test_the_shipped_benchmark_says_what_was_measured_on_what():
 @pytest.mark.slow
 def test_benchmarks_measure_both_sides_with_the_same_tokens(base_model):
     """The peers' process and ours on a few tokens: the contract's fields, and answers that are the same."""
-    from backend.bench.generate import Bench, _peers
+    from backend.bench.generate import Bench
+    from backend.bench.measure import peers_process
 
     bench = Bench(n_tokens=3, rounds=1, say=lambda _: None)
-    with _peers() as ask:
+    with peers_process() as ask:
         measures = bench._answers(ask, "float32")
     assert [m.note for m in measures[:3]] == ["1 of 1 rows have the same tokens", *["8 of 8 rows have the same tokens"] * 2]
     assert all(m.ours > 0 and m.peer > 0 and m.ratio > 0 for m in measures)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from backend.bench.generate import Measure, _measure
+from backend.bench.measure import Measure, compared, timed_in_step
 from backend.errors import InputError
 from backend.generation.decoder import DecoderRow, decode
 from backend.generation.fast import FastDecoder
@@ -86,7 +86,7 @@ class CaptureBench:
         for n, name in enumerate(peers, 1):
             apart = float(torch.linalg.norm(found[0] - found[n]) / torch.linalg.norm(found[n]))
             measures.append(
-                _measure(
+                compared(
                     f"layer {LAYER} and {sae.n_latents:,} latents of {len(self._text)} tokens, {dtype}", [(t[0], t[n]) for t in times], unit="ms",
                     against=f"sae-lens {version('sae-lens')}, {name}", bar=bar if n == 1 else "", note=f"{about}; latents {apart:.0e} apart", less_is_better=True,
                 )
@@ -100,20 +100,11 @@ class CaptureBench:
         kinds = {"captured": (LAYER,), "plain": ()}
         rounds = []
         for n_tokens in (2, *[self._n_tokens] * self._rounds):  # the first warms up
-            batches = {kind: decoder.open_batch() for kind in kinds}
-            states = {
-                kind: [
-                    batches[kind].add(DecoderRow(ids=ids, adapter=(None, tuned)[i % 2], capture=layers, max_new_tokens=n_tokens))
-                    for i, ids in enumerate(self._prompts)
-                ]
+            rows = {
+                kind: [DecoderRow(ids=ids, adapter=(None, tuned)[i % 2], capture=layers, max_new_tokens=n_tokens) for i, ids in enumerate(self._prompts)]
                 for kind, layers in kinds.items()
             }
-            seconds = dict.fromkeys(kinds, 0.0)
-            while live := [kind for kind in kinds if any(state.finish_reason is None for state in states[kind])]:
-                for kind in live:  # step by step, so that what else the machine does falls on both
-                    started = time.perf_counter()
-                    batches[kind].step()
-                    seconds[kind] += time.perf_counter() - started
+            seconds, states = timed_in_step(decoder, rows)
             rounds.append(seconds)
         more = [100 * (spent["captured"] / spent["plain"] - 1) for spent in rounds[1:]]
         same = sum(a.answer_ids == b.answer_ids for a, b in zip(states["captured"], states["plain"], strict=True))

@@ -1,28 +1,22 @@
-"""The engine beside transformers and peft: the same rows, in turns, in one run; the peers in a process of their own.
-
-Each measure is taken in several rounds, ours and the peer's after each other, and the ratio is the median of the rounds'
-ratios, so that what else the machine does falls on both.
-"""
+"""The engine beside transformers and peft: the same rows, in turns, in one run; the peers in a process of their own."""
 
 import json
-import os
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any
 
-import psutil
 import torch
 
 from backend.bench import same, start
+from backend.bench.measure import Measure, compared, peers_process, timed
 from backend.errors import InputError
-from backend.generation.decoder import Decoder, DecoderRow, decode
+from backend.generation.decoder import DecoderRow
 from backend.generation.fast import FastDecoder
 from backend.generation.records import Row, Sampling
 from backend.generation.reference import ReferenceDecoder
@@ -40,40 +34,11 @@ from backend.training.passes import load_pass
 from backend.training.rows import TrainingRow, epoch_batches, load_rows
 from backend.training.trainer import Trainer
 
-PEERS_PYTHON = CHECKOUT / ".peers" / "bin" / "python"
 DATASET = CHECKOUT / "backend" / "training" / "datasets" / "scornful.jsonl"
 _FIRST_STEPS = 2  # of a training, not timed
 
 Asked = tuple[tuple[int, ...], str | None]
 """Prompt ids and the organism that answers, None for the base."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Measure:
-    """One line of the table."""
-
-    work: str
-    ours: float | None
-    peer: float | None
-    """None where there is nothing to hold it against but the limit."""
-
-    ratio: float | None
-    """How many times better ours is; the median over rounds."""
-
-    unit: str
-    against: str
-    at_least: str
-    """The bar, such as "1.3x" or "under 1.3 GB"."""
-
-    holds: bool | None
-    """Whether the bar is met; None where it does not apply on this machine."""
-
-    rounds: int = 1
-    lowest: float | None = None
-    highest: float | None = None
-    """Lowest and highest ratio of the rounds."""
-
-    note: str = ""
 
 
 @dataclass(slots=True)
@@ -101,7 +66,7 @@ class Bench:
     def run(self) -> list[Measure]:
         """All measures; takes some minutes."""
         measures: list[Measure] = []
-        with _peers() as ask:
+        with peers_process() as ask:
             self.say("Memory of the base and four adapters, in a process of its own.")
             measures.append(self._memory())
             self.say("Training.")
@@ -128,7 +93,7 @@ class Bench:
         sixteen: list[Asked] = [(self.prompts[i], None) for i in range(16)]
 
         def ours(rows: list[Asked]) -> tuple[float, list[list[int]]]:
-            return _timed(decoder, [DecoderRow(ids=ids, adapter=ready[name], max_new_tokens=self.n_tokens) for ids, name in rows])
+            return timed(decoder, [DecoderRow(ids=ids, adapter=ready[name], max_new_tokens=self.n_tokens) for ids, name in rows])
 
         def peer(work: str, name: str, **what: Any) -> tuple[float, list[list[int]]]:
             answered = ask(work=work, name=name, n=self.n_tokens, **what)
@@ -169,7 +134,7 @@ class Bench:
             speeds.append((len(rows) * self.n_tokens / our_seconds, (n_peer or len(rows)) * self.n_tokens / peer_seconds))
             n_same = sum(a == b for a, b in zip(our_answers, peer_answers, strict=False))
         note = "" if n_peer else f"{n_same} of {len(rows)} rows have the same tokens"
-        return _measure(work, speeds, unit="tokens/s", against=against, bar=bar, note=note)
+        return compared(work, speeds, unit="tokens/s", against=against, bar=bar, note=note)
 
     def _same_tokens(self) -> Measure:
         """Base and all organisms, 44 prompts, 64 tokens, greedy, in mixed batches of 64 rows."""
@@ -212,7 +177,7 @@ class Bench:
                 )
                 speeds.append((ours, n_tokens / seconds["seconds"]))
             measures.append(
-                _measure(
+                compared(
                     f"training, {dtype}, rank {config.rank} on all projections, {config.batch_size} rows a step",
                     speeds,
                     unit="tokens/s",
@@ -250,7 +215,7 @@ class Bench:
         ask(work="first", name="plain", messages=[{"role": "user", "content": "Hello."}])
         pairs = [(1000 * ours(text, 0), 1000 * ask(work="first", name="plain", messages=[{"role": "user", "content": text}])["seconds"]) for text in prompts]
         service.close()
-        return _measure(
+        return compared(
             "first token after Send, model warm, float32", pairs, unit="ms", against="transformers generate", bar="1.1x", note="", less_is_better=True
         )
 
@@ -281,21 +246,6 @@ class Bench:
         )  # fmt: skip
 
 
-def _measure(work: str, pairs: list[tuple[float, float]], *, unit: str, against: str, bar: str, note: str, less_is_better: bool = False) -> Measure:
-    ratios = [(peer / ours if less_is_better else ours / peer) for ours, peer in pairs]
-    ratio = statistics.median(ratios)
-    return Measure(
-        work=work, ours=statistics.median(o for o, _ in pairs), peer=statistics.median(p for _, p in pairs), ratio=ratio, unit=unit, against=against,
-        at_least=bar, holds=ratio >= float(bar.rstrip("x")) if bar else None, rounds=len(pairs), lowest=min(ratios), highest=max(ratios), note=note,
-    )  # fmt: skip
-
-
-def _timed(decoder: Decoder, rows: list[DecoderRow]) -> tuple[float, list[list[int]]]:
-    started = time.perf_counter()
-    states = decode(decoder, rows)
-    return time.perf_counter() - started, [state.answer_ids for state in states]
-
-
 def _train(folder: Path, rows: list[TrainingRow], config: TrainingConfig, dtype: str, n_steps: int) -> float:
     """Seconds of the steps after the first two."""
     with tempfile.TemporaryDirectory() as place:
@@ -307,42 +257,3 @@ def _train(folder: Path, rows: list[TrainingRow], config: TrainingConfig, dtype:
             if report.step == n_steps:
                 break
     return stamps[-1] - stamps[_FIRST_STEPS - 1]
-
-
-@contextmanager
-def _peers() -> Iterator[Callable[..., dict[str, Any]]]:
-    """A function that sends one request to the peers' process and returns its result."""
-    python = str(PEERS_PYTHON) if PEERS_PYTHON.exists() else sys.executable
-    script = Path(__file__).with_name("peers.py")
-    with (
-        tempfile.TemporaryFile("w+") as errors,
-        subprocess.Popen(
-            [python, str(script)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            text=True,
-            env={k: v for k, v in os.environ.items() if k != "GOMP_SPINCOUNT"},
-        ) as process,
-    ):
-        requests, results = cast(IO[str], process.stdin), cast(IO[str], process.stdout)
-
-        def ask(**request: Any) -> dict[str, Any]:
-            requests.write(json.dumps(request) + "\n")
-            requests.flush()
-            for line in results:
-                if line.startswith("RESULT "):
-                    return json.loads(line.removeprefix("RESULT "))
-            errors.seek(0)
-            last = " ".join(errors.read().strip().splitlines()[-1:])
-            raise InputError(f"The peers cannot be measured: {last[:300]} Run: make peers")
-
-        try:
-            yield ask
-        finally:
-            requests.close()
-
-
-def as_json(measures: list[Measure]) -> dict[str, Any]:
-    """What ``--json`` prints and the store keeps."""
-    return {"rows": [asdict(m) for m in measures], "machine": describe_machine() | {"load_after": psutil.getloadavg()}}

@@ -1,4 +1,4 @@
-"""The peers' side of a benchmark: transformers and peft as their documentation uses them, in a process of their own.
+"""The peers' side of a benchmark: transformers, peft and nnsight as their documentation uses them, in a process of their own.
 
 Runs under the peers' interpreter (``make peers``) and imports nothing of PersonaScope. Reads one JSON request a line and
 prints one JSON result a line; times are of the work alone, after loading and a warm-up.
@@ -8,6 +8,7 @@ import json
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ class Peers:
         plain = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
         plain.generation_config.eos_token_id = None  # answers of one length, so that all do the same work
         plain.generation_config.pad_token_id = 0
+        self.about = {"version": transformers.__version__}
         self.model: Any = plain
         self.tokenizer: Any = transformers.AutoTokenizer.from_pretrained(folder)
         for i, (name, place) in enumerate(adapters.items()):
@@ -35,11 +37,11 @@ class Peers:
 
     def stream(self, ids: list[int], n: int) -> dict:
         """One greedy stream, ``generate``."""
-        return self._timed(lambda: [self._generate([ids], n)[0]])
+        return timed(lambda: [self._generate([ids], n)[0]])
 
     def mixed(self, rows: list[tuple[list[int], str | None]], n: int) -> dict:
         """All rows in one batch, each with its own adapter or the base, by peft's ``adapter_names``."""
-        return self._timed(lambda: self._generate([ids for ids, _ in rows], n, adapter_names=[name or BASE for _, name in rows]))
+        return timed(lambda: self._generate([ids for ids, _ in rows], n, adapter_names=[name or BASE for _, name in rows]))
 
     def sequential(self, rows: list[tuple[list[int], str | None]], n: int) -> dict:
         """Row after row, switching adapters."""
@@ -55,7 +57,7 @@ class Peers:
                     answers.append(self._generate([ids], n)[0])
             return answers
 
-        return self._timed(work)
+        return timed(work)
 
     def first(self, messages: list[dict]) -> dict:
         """From a message to the first token of the answer."""
@@ -64,7 +66,7 @@ class Peers:
             ids = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
             return [self._generate([ids], 1)[0]]
 
-        return self._timed(work)
+        return timed(work)
 
     def _generate(self, prompts: list[list[int]], n: int, **more) -> list[list[int]]:
         width = max(map(len, prompts))
@@ -72,11 +74,39 @@ class Peers:
         mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
         return self.model.generate(input_ids=ids, attention_mask=mask, do_sample=False, max_new_tokens=n, **more)[:, width:].tolist()
 
-    @staticmethod
-    def _timed(work) -> dict:
-        started = time.perf_counter()
-        answers = work()
-        return {"seconds": time.perf_counter() - started, "answers": answers}
+
+class Steered:
+    """One model folder in nnsight, with an adapter or without."""
+
+    def __init__(self, folder: str, adapter: str | None, dtype: str) -> None:
+        import nnsight
+
+        more = {} if adapter is None else {"peft": adapter}
+        self.model: Any = nnsight.TransformersModel(folder, task="text-generation", dispatch=True, dtype=getattr(torch, dtype), **more)
+        self.model.generation_config.eos_token_id = None
+        self.model.generation_config.pad_token_id = 0
+        self.about = {"version": nnsight.__version__}
+
+    def ladder(self, ids: list[int], layer: int, vector: list[float], coefficients: list[float], n: int, at_once: bool) -> dict:
+        """The answers to one prompt with ``coefficient * vector`` added to each token after a layer: one call each, or all in one batch."""
+        parts = [coefficients] if at_once else [[c] for c in coefficients]
+        return timed(lambda: [answer for part in parts for answer in self._generate(ids, layer, vector, part, n)])
+
+    def _generate(self, ids: list[int], layer: int, vector: list[float], coefficients: list[float], n: int) -> list[list[int]]:
+        change = torch.tensor(coefficients)[:, None, None] * torch.tensor(vector)
+        prompt = torch.tensor([ids] * len(coefficients))
+        with self.model.generate({"input_ids": prompt, "attention_mask": torch.ones_like(prompt)}, max_new_tokens=n, do_sample=False) as tracer:
+            for _step in tracer.iter[:n]:
+                self.model.model.layers[layer].output[:] += change
+            found = tracer.result.save()
+        return found[:, len(ids) :].tolist()
+
+
+def timed(work: Callable[[], list[list[int]]]) -> dict:
+    """Seconds of work, and its answers."""
+    started = time.perf_counter()
+    answers = work()
+    return {"seconds": time.perf_counter() - started, "answers": answers}
 
 
 def train(folder: str, rows: list[dict], lora: dict, batch_size: int, learning_rate: float, bf16: bool) -> dict:
@@ -117,14 +147,15 @@ def main() -> None:
     """Serve requests until the input ends."""
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    peers: dict[str, Peers] = {}
+    kinds: dict[str, Callable[..., Any]] = {"load": Peers, "load_steered": Steered}
+    peers: dict[str, Any] = {}
     for line in sys.stdin:
         request = json.loads(line)
         work = request.pop("work")
-        if work == "load":
+        if work in kinds:
             name = request.pop("name")
-            peers[name] = Peers(**request)
-            result = {}
+            peers[name] = kinds[work](**request)
+            result = peers[name].about
         elif work == "train":
             result = train(**request)
         else:

@@ -54,7 +54,7 @@ def compare(reference: ReferenceDecoder, rows: Sequence[DecoderRow], expected: S
 def _margin(reference: ReferenceDecoder, row: DecoderRow, answer: Sequence[int]) -> float:
     """By how much the reference prefers its token after ``answer`` to the second best, noise included."""
     batch = reference.open_batch()
-    batch.add(DecoderRow(ids=row.ids + tuple(answer), adapter=row.adapter, interventions=row.interventions, max_new_tokens=1))
+    batch.add(DecoderRow(ids=row.ids + tuple(answer), prompt_length=row.n_prompt, adapter=row.adapter, interventions=row.interventions, max_new_tokens=1))
     seen: list[torch.Tensor] = []
     handle = reference.model.register_forward_hook(lambda _module, _inputs, output: seen.append(output.logits[0, -1].float()))
     try:

@@ -1,22 +1,26 @@
 """``python -m backend bench``: figures of this machine, kept under ``cached_results/bench/``.
 
 ``generate``: the engine beside the field's own tools, in one run. ``judging``: the offline judge, and a store of 100,000 answers. ``capture``: latents of a
-text beside sae-lens.
+text beside sae-lens. ``steer``: steered answers beside nnsight.
 """
 
 import argparse
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from backend.cli.output import print_json, print_table, say
 from backend.paths import CACHED_RESULTS, told_disk_faults, write_text
 
+if TYPE_CHECKING:
+    from backend.bench.measure import Measure
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "what", choices=list(_WORKS), help="answers, training and memory against transformers and peft; or judge, store and pages; or latents against sae-lens"
-    )
-    parser.add_argument("--tokens", type=int, default=64, help="tokens a row (generate, capture)")
+        "what", choices=list(_WORKS),
+        help="answers, training and memory against transformers and peft; or judge, store and pages; or latents against sae-lens; or steering against nnsight",
+    )  # fmt: skip
+    parser.add_argument("--tokens", type=int, default=64, help="tokens a row (generate, capture, steer)")
     parser.add_argument("--rounds", type=int, default=5, help="rounds of each measure; ours and a peer's in turns")
     parser.add_argument("--save", action="store_true", help="keep table and JSON under cached_results/bench")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -38,17 +42,21 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _generate(options: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str, str]]]:
-    from backend.bench import generate
+    from backend.bench.generate import Bench
 
-    result = generate.as_json(generate.Bench(options.tokens, options.rounds, say).run())
-    return result, [_line(row) for row in result["rows"]]
+    return _measured(Bench(options.tokens, options.rounds, say).run())
 
 
 def _capture(options: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str, str]]]:
-    from backend.bench import capture, generate
+    from backend.bench.capture import CaptureBench
 
-    result = generate.as_json(capture.CaptureBench(options.tokens, options.rounds, say).run())
-    return result, [_line(row) for row in result["rows"]]
+    return _measured(CaptureBench(options.tokens, options.rounds, say).run())
+
+
+def _steer(options: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str, str]]]:
+    from backend.bench.steer import SteerBench
+
+    return _measured(SteerBench(options.tokens, options.rounds, say).run())
 
 
 def _judging(options: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str, str]]]:
@@ -65,6 +73,13 @@ def _judging(options: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str
     return result, rows
 
 
+def _measured(measures: "list[Measure]") -> tuple[dict[str, Any], list[dict[str, str]]]:
+    from backend.bench.measure import as_json
+
+    result = as_json(measures)
+    return result, [_line(row) for row in result["rows"]]
+
+
 def _line(row: dict) -> dict[str, str]:
     spread = "" if row["lowest"] is None else f" ({row['lowest']:.2f}-{row['highest']:.2f}, {row['rounds']} rounds)"
     return {
@@ -79,4 +94,4 @@ def _line(row: dict) -> dict[str, str]:
     }
 
 
-_WORKS = {"generate": _generate, "judging": _judging, "capture": _capture}
+_WORKS = {"generate": _generate, "judging": _judging, "capture": _capture, "steer": _steer}
