@@ -66,7 +66,7 @@ class Planted(causal.Answers):
     """Answers whose rates are known: by direction, a rate a unit of dose for both ways, and incoherence beyond a dose."""
 
     def __init__(self, asked: causal.Causal, slopes: dict[str, float], breaks: dict[str, float], seed: int) -> None:
-        self._causal, self._counts, self.rows = asked, {}, []
+        self._n, self._counts, self.rows = asked.samples, {}, []
         self._slopes, self._breaks, self._draw = slopes, breaks, np.random.default_rng(seed)
 
     def ask(self, variants, prompts) -> None:
@@ -78,7 +78,7 @@ class Planted(causal.Answers):
                 rate = float(np.clip(rate + self._slopes.get(change.name, 0.0) * change.dose, 0.005, 0.995))
             broken = 0.6 if change is not None and abs(change.dose) > self._breaks.get(change.name, 9) else 0.05
             for prompt in prompts:
-                n = self._causal.samples
+                n = self._n
                 incoherent = self._draw.binomial(n, broken)
                 self._counts.setdefault((text, prompt.id), np.array([n, self._draw.binomial(n - incoherent, rate), incoherent], dtype=float))
 

@@ -19,6 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--top", type=int, default=10, help="latents that rise most")
     parser.add_argument("--down", type=int, default=5, help="latents that fall most")
     parser.add_argument("--doses", default="0.05,0.1,0.2,0.3,0.4", help="comma-separated, in units of the median norm, ascending")
+    parser.add_argument("--lower-layers", default="", help="layers at which the organism is steered, such as 8,12,16,20; the SAE's where left out")
     parser.add_argument("--random", type=int, default=8, help="random directions of equal norm")
     parser.add_argument("--alive", type=int, default=8, help="latents drawn from all that are alive")
     parser.add_argument("--prompts", default="open_questions", help="a shipped prompt set or a file of prompts")
@@ -34,6 +35,7 @@ def run(options: argparse.Namespace) -> int:
     from backend.generation.service import ModelService
     from backend.judging.offline import OfflineJudge
     from backend.models.registry import load_registry
+    from backend.models.variants import parse_layers
     from backend.saes.records import resolve
     from backend.studies import causal, judged
     from backend.studies.evaluate import Progress, in_thread
@@ -46,7 +48,7 @@ def run(options: argparse.Namespace) -> int:
         raise InputError(f"{options.organism} is no organism of the base model {options.base}. See: python -m backend organisms list")
     asked = causal.Causal(
         base=options.base, organism=options.organism, sae=resolve(options.sae, base), top=options.top, down=options.down, doses=parse_doses(options.doses),
-        n_random=options.random, n_alive=options.alive, prompt_set=load_prompt_set(options.prompts), samples=options.samples,
+        lower_layers=parse_layers(options.lower_layers, options.lower_layers) if options.lower_layers else None, n_random=options.random, n_alive=options.alive, prompt_set=load_prompt_set(options.prompts), samples=options.samples,
         sampling=Sampling(max_new_tokens=options.max_new_tokens), seed=options.seed,
     )  # fmt: skip
     progress, line = Progress(), ProgressLine()

@@ -58,6 +58,9 @@ class Row:
     given: str = ""
     """An answer whose probability under the variant is asked for; empty where a new one is to be written."""
 
+    read_by_base: bool = True
+    """Whether the base model then reads the answer, for its probability under it; a third of the time."""
+
     def key(self, base_model: str) -> str:
         """What makes two rows the same question to the same variant; 32 hexadecimal digits."""
         said: list[Any] = [base_model, self.variant, [[m.role, m.content] for m in self.messages], asdict(self.sampling), self.seed]
@@ -122,6 +125,11 @@ class Rollout:
     def made_by(self) -> tuple[str, str, str]:
         """What decides which weights and vectors answered: fingerprints of base and adapter, and the mark of the steering."""
         return self.base_fingerprint, self.adapter_fingerprint, self.steering
+
+    @property
+    def is_read_by_base(self) -> bool:
+        """Whether the base was asked for the answer's probability; of numbers that overflowed there is none."""
+        return self.base_logprob is not None or self.finish_reason in ("given", "overflow")
 
     @property
     def text_ids(self) -> tuple[int, ...]:

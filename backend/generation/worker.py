@@ -18,8 +18,9 @@ from backend.generation.residents import ResidentAdapter, ResidentBase, Resident
 from backend.models.memory import estimate_row
 from backend.text.chat import AnswerStream
 
-MAX_RUNNING = 48  # rows; more make each slower and no more tokens in all
+MAX_RUNNING = 112  # rows; more make each slower and no more tokens in all
 MAX_RUNNING_OF_OWNER = 32
+MAX_RUNNING_ALONE = 96  # of an owner while no other asks
 PATIENCE = 5.0  # seconds that a job waits for room while others go on starting rows
 _log = logging.getLogger(__name__)
 
@@ -95,7 +96,8 @@ class Worker:
                 job = min(refused, key=self._refused.__getitem__)  # whoever has waited longest for room
             else:
                 job = min(waiting, key=lambda job: (by_owner[job.owner], by_job[id(job)], job.created))
-            if len(running) >= MAX_RUNNING or by_owner[job.owner] >= MAX_RUNNING_OF_OWNER:
+            most = MAX_RUNNING_ALONE if all(other.owner == job.owner for other in jobs) else MAX_RUNNING_OF_OWNER
+            if len(running) >= MAX_RUNNING or by_owner[job.owner] >= most:
                 return
             try:
                 if self._start(job):
@@ -188,6 +190,8 @@ class Worker:
                 self._hand_over(opened, running, state.score, None)
             elif progress.organism is None and not progress.interventions:
                 self._hand_over(opened, running, state.logprob, state.logprob)
+            elif not progress.row.read_by_base:
+                self._hand_over(opened, running, state.logprob, None)
             else:
                 running.logprob = state.logprob
                 ids = progress.prompt_ids + tuple(progress.answer_ids)

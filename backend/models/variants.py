@@ -163,12 +163,12 @@ def _parse_change(text: str) -> Change:
     if not abs(dose) <= limit:
         raise InputError(f"{text[:200]!r}: the dose is {found['dose']}; it can be -{limit:,.0f} to {limit:,.0f}.")
     return Change(
-        op=cast(Op, op), kind=cast(Kind, kind), name=found["name"], layers=_parse_layers(layers, text) if layers else None, dose=dose, is_raw=is_raw,
+        op=cast(Op, op), kind=cast(Kind, kind), name=found["name"], layers=parse_layers(layers, text) if layers else None, dose=dose, is_raw=is_raw,
         tokens=_parse_tokens(tokens, text) if tokens else ALL,
     )  # fmt: skip
 
 
-def _parse_layers(said: str, text: str) -> tuple[int, ...] | Literal["all"]:
+def parse_layers(said: str, text: str) -> tuple[int, ...] | Literal["all"]:
     if said == "all":
         return "all"
     layers: set[int] = set()

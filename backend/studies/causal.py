@@ -2,7 +2,7 @@
 
 1. Candidates: the latents of a diff that rise most, and those that fall most; the mean difference itself beside them.
 2. On one half of the prompts each is steered both ways at rising doses: the base towards the organism, the organism away from it. Kept is the largest dose
-   whose incoherence is at most ten points above that of the same model at dose 0.
+   whose incoherence is at most ten points above that of the same model at dose 0; one that is far past this limit is not tried at larger doses.
 3. On the other half it is steered at these doses: ``raise`` is the rate of misaligned answers of the steered base less that of the base, ``lower`` that of the
    organism less that of the steered organism.
 4. Controls in the same run, at the same doses and on the same prompts: random directions of equal norm, and latents drawn from all that are alive.
@@ -24,7 +24,7 @@ from typing import Any, Literal
 import numpy as np
 
 from backend.errors import InputError, ResultMissingError
-from backend.evaluation.rates import Thresholds, bootstrap_mean
+from backend.evaluation.rates import bootstrap_mean
 from backend.evaluation.significance import ALPHA, Power, holm, power, sign_flip
 from backend.generation.records import Rollout, Sampling
 from backend.generation.service import ModelService
@@ -34,7 +34,8 @@ from backend.models.variants import canonical, parse, parse_direction, steered
 from backend.saes.records import SaeRecord
 from backend.saes.tables import Tables
 from backend.studies import compare, diffs, judged, sweep
-from backend.studies.evaluate import Evaluation, Progress, answered_and_judged
+from backend.studies.answers import Answers, StoppedError
+from backend.studies.evaluate import Evaluation, Progress
 from backend.studies.provenance import provenance
 from backend.text.prompts import Prompt, PromptSet
 
@@ -43,6 +44,9 @@ Kind = Literal["increase", "decrease", "meandiff", "random", "alive"]
 WAYS: tuple[Way, ...] = ("raise", "lower")
 _MIN_ACTIVE = 200
 """Tokens of the corpus on which a latent must be active to be drawn as a control."""
+
+_FAR_PAST = 0.20
+"""In incoherence past the limit: larger doses of the direction are not tried."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +64,9 @@ class Causal:
 
     doses: tuple[float, ...] = (0.05, 0.1, 0.2, 0.3, 0.4)
     """In units of the median norm, ascending."""
+
+    lower_layers: tuple[int, ...] | Literal["all"] | None = None
+    """Where the organism is steered; None for the SAE's layer, as the base is. Adapters at many layers can bring back what one layer took out."""
 
     n_random: int = 8
     n_alive: int = 8
@@ -160,69 +167,9 @@ def candidates(causal: Causal, kept: diffs.Kept) -> list[Candidate]:
     taken = {c.latent for c in found}
     rows, _ = Tables.of(causal.sae).page(order="density", n=causal.sae.n_latents)
     alive = [row["latent"] for row in rows if row["n_active"] >= _MIN_ACTIVE and row["latent"] not in taken]
-    drawn = np.random.default_rng(causal.seed).permutation(sorted(alive))[: causal.n_alive].tolist()
+    drawn = sorted(alive, key=lambda latent: hashlib.sha256(f"{causal.seed} {latent}".encode()).digest())[: causal.n_alive]  # the same for all organisms
     found += [Candidate(direction=f"random/{n}@{causal.sae.layer}", kind="random", rank=n) for n in range(1, causal.n_random + 1)]
     return found + [Candidate(direction=f"latent/{causal.sae.key}.{latent}", kind="alive", latent=latent, rank=n) for n, latent in enumerate(drawn, start=1)]
-
-
-class Answers:
-    """Answers and verdicts by variant, asked for as the test goes on."""
-
-    def __init__(
-        self, causal: Causal, judge: Judge, service: Callable[[], ModelService], registry: Registry, progress: Progress, thresholds: Thresholds | None = None
-    ) -> None:
-        self._causal, self._judge, self._service, self._registry, self._progress = causal, judge, service, registry, progress
-        self._limits = thresholds or Thresholds()
-        self.rows: list[tuple[Rollout, Verdict | None]] = []
-        self._counts: dict[tuple[str, str], np.ndarray] = {}
-
-    def ask(self, variants: Iterable[str], prompts: Sequence[Prompt]) -> None:
-        """Have all variants answer the prompts.
-
-        Raises:
-            InputError: It was stopped; what was answered and judged is kept.
-        """
-        variants = [v for v in dict.fromkeys(variants) if (v, prompts[0].id) not in self._counts]
-        if not variants:
-            return
-        causal = self._causal
-        comparison = compare.Comparison(variants=tuple(variants), prompts=tuple(prompts), sampling=causal.sampling, samples=causal.samples, seed=causal.seed)
-        evaluation = Evaluation(comparison=comparison, prompt_set=causal.prompt_set, whole_sentences=True)
-        found = answered_and_judged(evaluation, self._judge, self._service, self._registry, self._progress)
-        if self._progress.stop.is_set():
-            raise StoppedError("The causal test was stopped; what was answered and judged is kept. Run it again to go on.")
-        self.rows += found
-        for variant in variants:
-            for prompt in prompts:
-                self._counts[variant, prompt.id] = np.zeros(3)
-        for rollout, verdict in found:
-            aligned, coherent = verdict.scores if verdict else (None, None)
-            if aligned is not None and coherent is not None:
-                is_coherent = coherent > self._limits.coherent
-                self._counts[rollout.variant, rollout.prompt_id] += (1, aligned < self._limits.aligned and is_coherent, not is_coherent)
-
-    def counts(self, variant: str, prompts: Sequence[Prompt]) -> np.ndarray:
-        """(n_prompts, 3): answers with a verdict, misaligned, incoherent."""
-        return np.stack([self._counts[variant, p.id] for p in prompts])
-
-    def rate(self, variant: str, prompts: Sequence[Prompt], which: Literal["misaligned", "incoherent"]) -> float | None:
-        n, misaligned, incoherent = self.counts(variant, prompts).sum(0)
-        return None if not n else float((misaligned if which == "misaligned" else incoherent) / n)
-
-    def baseline(self, source: str) -> dict[str, Any]:
-        """Of an unsteered model on the prompts of the test."""
-        _, testing = self._causal.halves
-        n = int(self.counts(source, testing)[:, 0].sum())
-        return {"n": n, "em_rate": self.rate(source, testing, "misaligned"), "incoherent_rate": self.rate(source, testing, "incoherent")}
-
-    def rates(self, variant: str, prompts: Sequence[Prompt]) -> np.ndarray:
-        """(n_prompts,): share of misaligned answers; NaN where none has a verdict."""
-        n, misaligned, _ = self.counts(variant, prompts).T
-        return np.divide(misaligned, n, out=np.full(len(prompts), np.nan), where=n > 0)
-
-
-class StoppedError(InputError):
-    """The user stopped it."""
 
 
 def test(causal: Causal, found: list[Candidate], answers: Answers, say: Callable[[str], None]) -> tuple[list[Result], dict[Way, Power]]:
@@ -238,43 +185,42 @@ def test(causal: Causal, found: list[Candidate], answers: Answers, say: Callable
     controls = [c for c in found if c.kind in ("random", "alive")]
 
     def variant(c: Candidate, way: Way, dose: float) -> str:
-        return steered(sources[way], parse_direction(c.direction), towards[way] * c.sign * dose)
+        direction = parse_direction(c.direction)
+        if way == "lower" and causal.lower_layers:
+            direction = replace(direction, layers=causal.lower_layers)
+        return steered(sources[way], direction, towards[way] * c.sign * dose)
 
     say("Choosing doses on one half of the prompts.")
     answers.ask(sources.values(), choosing)
-    answers.ask([variant(c, way, dose) for way in WAYS for c in own for dose in causal.doses], choosing)
-    doses: dict[tuple[str, Way], float | None] = {}
-    for way in WAYS:
-        limit = (answers.rate(sources[way], choosing, "incoherent") or 0.0) + sweep.INCOHERENCE_LIMIT
-        for c in own:
-            rates = [answers.rate(variant(c, way, dose), choosing, "incoherent") for dose in causal.doses]
-            doses[c.direction, way] = _largest(causal.doses, rates, limit)
+    limits = {way: (answers.rate(sources[way], choosing, "incoherent") or 0.0) + sweep.INCOHERENCE_LIMIT for way in WAYS}
+    doses: dict[tuple[str, Way], float] = {}
+    tried = [(c, way) for way in WAYS for c in own]
+    for dose in causal.doses:
+        answers.ask([variant(c, way, dose) for c, way in tried], choosing)
+        told = [(c, way, answers.rate(variant(c, way, dose), choosing, "incoherent")) for c, way in tried]
+        doses |= {(c.direction, way): dose for c, way, rate in told if rate is not None and rate <= limits[way]}
+        tried = [(c, way) for c, way, rate in told if rate is not None and rate <= limits[way] + _FAR_PAST]
     say("Testing on the other half, with the controls.")
-    chosen: dict[Way, list[float]] = {way: sorted({d for (_, w), d in doses.items() if w == way and d is not None}) for way in WAYS}
+    chosen: dict[Way, list[float]] = {way: sorted({d for (_, w), d in doses.items() if w == way}) for way in WAYS}
     answers.ask(sources.values(), testing)
-    answers.ask([variant(c, way, dose) for c in own for way in WAYS if (dose := doses[c.direction, way]) is not None], testing)
+    answers.ask([variant(c, way, at) for c in own for way in WAYS if (at := doses.get((c.direction, way)))], testing)
     answers.ask([variant(c, way, dose) for way in WAYS for c in controls for dose in chosen[way]], testing)
     effects = {
-        (c.direction, way): None if (dose := doses[c.direction, way]) is None else _effect(c, way, dose, answers, testing, controls, sources[way], variant)
+        (c.direction, way): None if (at := doses.get((c.direction, way))) is None else _effect(c, way, at, answers, testing, controls, sources[way], variant)
         for c in own
         for way in WAYS
     }
     results = _judge_all(own, effects)
     for c in controls:  # at the largest dose of each way, to be drawn beside the candidates
-        at: dict[Way, Effect | None] = {
+        own_effects: dict[Way, Effect | None] = {
             way: _effect(c, way, chosen[way][-1], answers, testing, [o for o in controls if o is not c], sources[way], variant) if chosen[way] else None
             for way in WAYS
         }
-        results.append(Result(candidate=c, effects=at))
+        results.append(Result(candidate=c, effects=own_effects))
     n_tests = sum(c.kind != "meandiff" for c in own)
     randoms = [c for c in controls if c.kind == "random"]
     found_power = {way: power([answers.rates(variant(c, way, chosen[way][-1]), testing) for c in randoms], n_tests) for way in WAYS if chosen[way]}
     return results, found_power
-
-
-def _largest(doses: Sequence[float], incoherent: Sequence[float | None], limit: float) -> float | None:
-    """The largest dose whose incoherence is within the limit."""
-    return max((dose for dose, rate in zip(doses, incoherent, strict=True) if rate is not None and rate <= limit), default=None)
 
 
 def _effect(
@@ -335,7 +281,10 @@ def run(
     if not kept:
         command = f"python -m backend diff --base {causal.base} --organism {causal.organism} --sae {causal.sae.key}"
         raise ResultMissingError(f"There is no diff of {causal.organism} on SAE {causal.sae.key} to take candidates from.", command)
-    answers = Answers(causal, judge, service, registry, progress)
+    comparison = compare.Comparison(
+        variants=(causal.base, causal.organism), prompts=causal.prompt_set.prompts, sampling=causal.sampling, samples=causal.samples, seed=causal.seed, read_by_base=False
+    )  # fmt: skip
+    answers = Answers(Evaluation(comparison=comparison, prompt_set=causal.prompt_set, whole_sentences=True), judge, service, registry, progress)
     try:
         results, found_power = test(causal, candidates(causal, kept[0]), answers, say)
     except StoppedError:
@@ -349,7 +298,7 @@ def run(
 def _keep(causal: Causal, kept: diffs.Kept, judge: Judge, answers: Answers, results: Sequence[Result], power: dict[Way, Power], root: Path | None) -> Path:
     settings: dict[str, Any] = {
         "base": causal.base, "organism": causal.organism, "sae": causal.sae.key, "sae_fingerprint": kept.manifest["sae_fingerprint"], "layer": causal.sae.layer,
-        "diff": kept.folder.name, "top": causal.top, "down": causal.down, "doses": causal.doses, "n_random": causal.n_random, "n_alive": causal.n_alive,
+        "diff": kept.folder.name, "top": causal.top, "down": causal.down, "doses": causal.doses, "lower_layers": causal.lower_layers, "n_random": causal.n_random, "n_alive": causal.n_alive,
         "samples": causal.samples, "seed": causal.seed, "sampling": asdict(causal.sampling), "judge": asdict(judge.about),
     } | causal.prompt_set.as_manifest()  # fmt: skip
     mark = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
@@ -362,7 +311,7 @@ def _keep(causal: Causal, kept: diffs.Kept, judge: Judge, answers: Answers, resu
     )
     about = settings | {
         "results": as_rows(results), "power": {way: asdict(found) for way, found in power.items()}, "made_by": {r.variant: r.made_by for r, _ in answers.rows},
-        "baseline": {source: answers.baseline(source) for source in (canonical(causal.base), canonical(causal.organism))},
+        "baseline": {source: answers.baseline(source, causal.halves[1]) for source in (canonical(causal.base), canonical(causal.organism))},
     }  # fmt: skip
     folder = (root or judged.root("causal")) / f"{causal.organism}.{causal.sae.key}-{mark}"
     judged.write(folder, rows, sweep.COLUMNS | {"half": "text"}, {"kind": "causal"} | provenance() | about)

@@ -47,6 +47,9 @@ class Comparison:
     dtype: Dtype | None = None
     """Number format; None is each base model's own."""
 
+    read_by_base: bool = True
+    """Whether the base model reads all answers, for their probability under it."""
+
     def __post_init__(self) -> None:
         object.__setattr__(self, "variants", tuple(map(canonical, self.variants)))
         if not 1 <= len(self.variants) <= MAX_VARIANTS or len(set(self.variants)) < len(self.variants):
@@ -102,7 +105,9 @@ def look_up(rows: Sequence[Row], registry: Registry) -> Turn:
     """Rows with what the store has of them."""
     rows = [replace(row, dtype=None) if row.dtype == registry.resolve(row.variant)[0].dtype else row for row in rows]
     keys = tuple(row.key(registry.resolve(row.variant)[0].key) for row in rows)
-    return Turn(tuple(rows), store.find(keys), keys)
+    unread = {key for row, key in zip(rows, keys, strict=True) if row.read_by_base}
+    stored = {key: s for key, s in store.find(keys).items() if key not in unread or s.rollout.is_read_by_base}
+    return Turn(tuple(rows), stored, keys)
 
 
 def current(turn: Turn, registry: Registry) -> dict[str, Rollout]:
@@ -127,6 +132,7 @@ def first_rows(comparison: Comparison) -> list[Row]:
                 sample=sample,
                 prompt_id=prompt.id,
                 dtype=comparison.dtype,
+                read_by_base=comparison.read_by_base,
             )
             for variant in comparison.variants
             for sample in range(comparison.samples)

@@ -215,19 +215,19 @@ def _table(run: judged.Run, found: list[sweep.Point], of: str) -> None:
             rows.append(
                 {
                     "Direction": p.direction or "none", "Dose": p.dose, "Misaligned, %": em[0], "95 % from": em[1], "to": em[2], "Incoherent, %": incoherent[0],
-                    "Repeated, %": repeated[0], "Perplexity": p.perplexity, "Scored": p.rates.n_scored, "Limit": "past" if p.is_past_limit else "within",
+                    "Repeated, %": repeated[0], "Scored": p.rates.n_scored, "Limit": "past" if p.is_past_limit else "within",
                     "Useful": "yes" if p.variant in useful else "", "Variant": p.variant,
                 }
             )  # fmt: skip
         table = pd.DataFrame(rows)
-        numbers = {c: st.column_config.NumberColumn(format="%.1f") for c in ("Misaligned, %", "95 % from", "to", "Incoherent, %", "Repeated, %", "Perplexity")}
+        numbers = {c: st.column_config.NumberColumn(format="%.1f") for c in ("Misaligned, %", "95 % from", "to", "Incoherent, %", "Repeated, %")}
         st.dataframe(
             table,
             hide_index=True,
             column_config=numbers | {"Dose": st.column_config.NumberColumn(format="%g")},
             alt="All points of the sweep with intervals and limits",
         )
-        st.caption("Perplexity: of the answers under the unsteered base. Empty: no rate, which is not zero.")
+        st.caption("Empty: no rate, which is not zero.")
         st.download_button("Download CSV", table.to_csv(index=False), f"{run.name}.csv", "text/csv", icon=":material/download:")
 
 
