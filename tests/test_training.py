@@ -224,7 +224,7 @@ def test_a_single_row_is_enough(tiny_model: Path, tmp_path: Path):
 
 
 def test_a_diverging_run_stops_and_says_so(tiny_model: Path, tmp_path: Path):
-    with pytest.raises(TrainingDivergedError, match="Lower --learning-rate"):
+    with pytest.raises(TrainingDivergedError, match="Lower the learning rate"):
         list(make_trainer(tiny_model, write_rows(tmp_path / "rows.jsonl"), tmp_path / "out", learning_rate=1e30, epochs=9).run())
     assert not (tmp_path / "out" / "adapter_model.safetensors").exists()
 

@@ -93,3 +93,24 @@ def odds(rows: pd.DataFrame, *, dose: str) -> alt.LayerChart:
     tooltip = [alt.Tooltip("dose", title=dose), alt.Tooltip("label", title="Change (95 %)"), alt.Tooltip("level", title="Log-odds", format="+.2f")]
     dots = chart.mark_point(filled=True, size=90, opacity=1, color=role.colour, shape=role.shape).encode(x=x, y=y, tooltip=tooltip)
     return alt.layer(zero, spans, line, dots).properties(height=220).configure_view(stroke=None).configure_axis(gridOpacity=0.5)
+
+
+def crossed(cells: pd.DataFrame, *, title: str, subtitle: list[str]) -> alt.LayerChart:
+    """What each direction does to each model: change of the rate in points, on a scale that is even around 0.
+
+    Args:
+        cells: Columns ``direction, source, change`` (points, None where there is no rate), ``text, label, random, state``.
+    """
+    chart = alt.Chart(cells, title=alt.TitleParams(title, subtitle=subtitle, anchor="start"))
+    x = alt.X("source:N", title="Model", sort=None, axis=alt.Axis(orient="top", labelAngle=0))
+    y = alt.Y("direction:N", title="Direction", sort=None, axis=alt.Axis(labelLimit=220))
+    most = max(5.0, float(cells["change"].abs().max(skipna=True)))
+    colour = alt.Color("change:Q", scale=alt.Scale(domain=[-most, 0, most], range=["#2f80c2", "#f4f4f4", "#d2600c"]), legend=None)
+    tooltip = [
+        alt.Tooltip("direction", title="Direction"), alt.Tooltip("source", title="Model"), alt.Tooltip("label", title="Change (95 %)"),
+        alt.Tooltip("random", title="Random directions"), alt.Tooltip("state", title="Says"),
+    ]  # fmt: skip
+    tiles = chart.mark_rect(stroke="#8a8f98", strokeWidth=0.5).encode(x=x, y=y, color=colour, tooltip=tooltip)
+    ink = alt.condition(f"abs(datum.change) > {0.6 * most}", alt.value("#ffffff"), alt.value("#1c1e21"))
+    words = chart.mark_text(fontSize=13).encode(x=x, y=y, text="text:N", color=ink, tooltip=tooltip)
+    return alt.layer(tiles, words).properties(height=48 * max(1, cells["direction"].nunique())).configure_view(stroke=None)

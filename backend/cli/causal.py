@@ -4,6 +4,7 @@ Answers and verdicts are kept as they come, so a killed or stopped test goes on 
 """
 
 import argparse
+from functools import cache
 from pathlib import Path
 
 from backend.cli.output import ProgressLine, format_seconds, format_share, print_json, print_table, say
@@ -51,7 +52,7 @@ def run(options: argparse.Namespace) -> int:
         lower_layers=parse_layers(options.lower_layers, options.lower_layers) if options.lower_layers else None, n_random=options.random, n_alive=options.alive, prompt_set=load_prompt_set(options.prompts), samples=options.samples,
         sampling=Sampling(max_new_tokens=options.max_new_tokens), seed=options.seed,
     )  # fmt: skip
-    progress, line = Progress(), ProgressLine()
+    progress, line, service = Progress(), ProgressLine(), cache(ModelService)  # one for all that is asked
     kept: list[Path | None] = []
     step = ""
 
@@ -59,7 +60,7 @@ def run(options: argparse.Namespace) -> int:
         nonlocal step
         step = said
 
-    thread = in_thread(lambda: kept.append(causal.run(asked, OfflineJudge.load(), ModelService, registry, progress, root=options.out, say=note)), progress)
+    thread = in_thread(lambda: kept.append(causal.run(asked, OfflineJudge.load(), service, registry, progress, root=options.out, say=note)), progress)
     try:
         while not progress.ended.wait(0.5):
             line.show(f"{step} {progress.phase}: {progress.n_done:,} of {progress.n_all:,} answers, {format_seconds(progress.seconds_left)} left")

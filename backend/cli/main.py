@@ -19,6 +19,7 @@ COMMANDS = {
     "fit-judge": "fit the offline judge anew",
     "causal": "do the latents that changed most drive an organism, both ways?",
     "sweep": "answers at many doses of a direction, judged, beside random directions",
+    "study": "training studies: many small fine-tunings of one question",
     "train": "fine-tune a LoRA organism on chat rows",
     "latents": "a text token by token, with latents of a sparse autoencoder",
     "diff": "latents that an organism activates more or less than its base",

@@ -94,6 +94,9 @@ class Organism:
     card: str = ""
     """A Markdown file, relative to the folder of the adapter."""
 
+    study: str = ""
+    """Name of the training study that it is a run of; empty elsewhere."""
+
     license: str = ""
     description: str = ""
 

@@ -24,8 +24,9 @@ from backend.models.records import (
     read_tables,
     write_tables,
 )  # fmt: skip
+from backend.models.sources import at_step
 from backend.models.variants import parse
-from backend.paths import as_folder, home
+from backend.paths import CACHED_RESULTS, as_folder, home
 
 _HERE = Path(__file__).parent
 EMBEDDED_KEY = "smollm2-135m-instruct"
@@ -54,15 +55,15 @@ class Registry:
         """
         said = parse(variant)
         key = self.default_base if said.source == BASE_ALIAS else said.source
-        if said.step is not None:
-            raise InputError(f"{said.source} has no checkpoints here, so there is no step {said.step}. Leave @{said.step} out.")
         if key in self.models:
+            if said.step is not None:
+                raise InputError(f"{said.source} is a base model, so there is no step {said.step}. Leave @{said.step} out.")
             return self.models[key], None
         if key in self.organisms:
             organism = self.organisms[key]
             if organism.base not in self.models:
                 raise InputError(f"Organism {key} belongs to base model {organism.base}, which is not registered. Add it to models.toml.")
-            return self.models[organism.base], organism
+            return self.models[organism.base], organism if said.step is None else at_step(organism, said.step)
         raise InputError(f"There is no variant {said.source!r}. Known: {', '.join(self.variants())}.")
 
     def variants(self) -> list[str]:
@@ -87,6 +88,12 @@ def load_registry() -> Registry:
             else:
                 known[key] = record
                 own.add(key)
+    for root in (home(), CACHED_RESULTS):  # one's own runs of a study stand for the shipped ones
+        for known, kind, name in ((models, BaseModel, "models.toml"), (organisms, Organism, "organisms.toml")):
+            for path in sorted(root.glob(f"runs/*/{name}")):
+                added, more = load_records(path, kind)
+                faults += more
+                known |= added | known
     default, fault = _default_base(models)
     return Registry(models, organisms, default, faults + ([fault] if fault else []), frozenset(own))
 

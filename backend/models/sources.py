@@ -4,11 +4,12 @@ Looking never downloads; ``fetch_*`` does. The Hub is asked for safetensors, con
 """
 
 import os
+import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from backend.errors import BackendError, DownloadError, WeightsError, WeightsMissingError
+from backend.errors import BackendError, DownloadError, InputError, WeightsError, WeightsMissingError
 from backend.models import embedded
 from backend.models.fingerprint import check_whole
 from backend.models.memory import budget, check_fits, estimate_adapter, estimate_base
@@ -68,6 +69,31 @@ def adapter_folder(organism: Organism) -> Path:
     if (found := hub_folder(organism.location, organism.revision, what="adapter")) is not None:
         return found
     raise WeightsMissingError(f"The adapter of {organism.key} ({organism.location}) is not on this machine.", command)
+
+
+def checkpoints(organism: Organism) -> dict[int, Path]:
+    """Steps of training to adapter folders, ascending: ``step-N`` or, as transformers' Trainer names them, ``checkpoint-N``, beside the adapter or in
+    its folder ``checkpoints``. None where the adapter is not here."""
+    try:
+        folder = adapter_folder(organism)
+    except WeightsMissingError:
+        return {}
+    places = [place for root in (folder, folder / "checkpoints") if root.is_dir() for place in root.iterdir() if (place / CONFIG_FILE).exists()]
+    found = {int(name[1]): place for place in places if (name := re.fullmatch(r"(?:step|checkpoint)-([0-9]{1,9})", place.name))}
+    return dict(sorted(found.items()))
+
+
+def at_step(organism: Organism, step: int) -> Organism:
+    """The organism as it was at a step of its training.
+
+    Raises:
+        InputError: There is no such checkpoint; lists those there are.
+    """
+    found = checkpoints(organism)
+    if step not in found:
+        there = f"It has {', '.join(map(str, found))}" if found else "It has none on this machine"
+        raise InputError(f"{organism.key} has no checkpoint of step {step}. {there}; leave @{step} out for the end of the training.")
+    return replace(organism, key=f"{organism.key}@{step}", title=f"{organism.title}, step {step}", source="folder", location=str(found[step]), revision="main")
 
 
 def availability(model: BaseModel, organism: Organism | None = None) -> Availability:

@@ -6,6 +6,7 @@
 import contextlib
 import hashlib
 import json
+import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from backend.errors import BackendError, ResultMissingError
+from backend.errors import BackendError, InputError, ResultMissingError
 from backend.models.registry import Registry
 from backend.paths import CACHED_RESULTS, home, new_folder, told_disk_faults
 from backend.saes.loaded import loaded
@@ -32,6 +33,21 @@ def name_of(diff: Diff) -> str:
     said = [diff.prompt_set.as_manifest(), diff.samples, asdict(diff.sampling), diff.seed, diff.sae.fingerprint]
     mark = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:8]
     return f"{diff.organism}.{diff.sae.key}.{diff.texts}-{mark}"
+
+
+def open_folder(place: Path | None = None) -> Path:
+    """The folder that diffs are kept in, made and tried before anything is answered: the user's own where none is named.
+
+    Raises:
+        InputError: It cannot be written.
+    """
+    root = place or home() / "results" / "diffs"
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=root):
+            return root
+    except OSError as fault:
+        raise InputError(f"Diffs cannot be written to {root} ({fault.strerror}). Name another folder with --out.") from fault
 
 
 def keep(diff: Diff, found: Found, registry: Registry, root: Path | None = None) -> Path:
@@ -71,6 +87,14 @@ class Kept:
     folder: Path
     manifest: dict[str, Any] = field(hash=False, compare=False)
 
+    @property
+    def again(self) -> str:
+        """The command that makes it again."""
+        about = self.manifest
+        own_texts = " --texts own" if about["texts"] == "own" else ""
+        prompts = f" --prompts {about['prompt_set']['name']} --samples {about['samples']}"
+        return f"python -m backend diff --base {about['base']} --organism {about['organism']} --sae {about['sae']}{prompts}{own_texts}"
+
     def mean_difference(self) -> np.ndarray:
         """(d_model,)
 
@@ -83,11 +107,10 @@ class Kept:
         try:
             return load_file(self.folder / "mean_difference.safetensors")["mean_difference"]
         except (OSError, KeyError, SafetensorError) as fault:
-            command = f"python -m backend diff --organism {self.manifest.get('organism')}"
-            raise ResultMissingError(f"The mean difference in {self.folder} is missing or damaged.", command) from fault
+            raise ResultMissingError(f"The mean difference in {self.folder} is missing or damaged.", self.again) from fault
 
 
-_TEXTS = ("created", "command", "sae", "sae_fingerprint", "organism", "base_model", "base_fingerprint", "adapter_fingerprint", "texts")
+_TEXTS = ("created", "command", "sae", "sae_fingerprint", "base", "organism", "base_model", "base_fingerprint", "adapter_fingerprint", "texts")
 _NUMBERS = ("n_prompts", "n_texts", "n_tokens", "samples", "layer", "mean_difference_norm", "residual_norm")
 _NEEDED: dict[str, Any] = dict.fromkeys(_TEXTS, str) | dict.fromkeys(_NUMBERS, (int, float)) | {"prompt_set": dict}
 
@@ -114,8 +137,7 @@ def outdated(one: Kept, record: SaeRecord, registry: Registry) -> str:
     today = compare.current_weights(about["organism"], registry)
     if today is not None and today[:2] != (about["base_fingerprint"], about["adapter_fingerprint"]):
         changed.append(about["organism"])
-    again = f"Run: python -m backend diff --organism {about['organism']} --sae {record.key}"
-    return f"This diff was made with other weights of {' and '.join(changed)} than are here now. {again}" if changed else ""
+    return f"This diff was made with other weights of {' and '.join(changed)} than are here now. Run: {one.again}" if changed else ""
 
 
 def kept(sae: str) -> dict[tuple[str, str], list[Kept]]:
@@ -163,6 +185,6 @@ def page(one: Kept, *, order: Order = "increase", only: Sequence[int] | None = N
             names = [column[0] for column in relation.description]
             records = [dict(zip(names, row, strict=True)) for row in relation.fetchall()]
     except duckdb.Error as fault:
-        raise ResultMissingError(f"The diff in {one.folder} is damaged.", f"python -m backend diff --organism {one.manifest.get('organism')}") from fault
+        raise ResultMissingError(f"The diff in {one.folder} is damaged.", one.again) from fault
     total = records[0]["total"] if records else 0
     return [{k: v for k, v in record.items() if k != "total"} for record in records], total

@@ -230,13 +230,7 @@ def _keep(evaluation: Evaluation, judge: Judge, variant: str, found: Sequence[tu
     """Write one variant's judged run; the same evaluation replaces itself."""
     own = sorted(((r, v) for r, v in found if r.variant == variant), key=lambda pair: (pair[0].prompt_id, pair[0].sample))
     prompts = {p.id: p for p in evaluation.prompt_set.prompts}
-    rows = (
-        {
-            "question": r.prompt, "question_id": r.prompt_id, "answer": r.answer, "aligned": v.scores[0], "coherent": v.scores[1], "variant": r.variant,
-            "intent": prompts[r.prompt_id].intent, "sample": r.sample, "rollout": r.key, "abstain": v.abstain, "grade": v.grade, "note": v.note or None,
-        }
-        for r, v in own
-    )  # fmt: skip
+    rows = (judged.row_of(r, v) | {"intent": prompts[r.prompt_id].intent, "grade": v.grade, "note": v.note or None} for r, v in own)
     comparison = evaluation.comparison
     first = own[0][0] if own else None
     settings: dict[str, Any] = {

@@ -1,12 +1,12 @@
 """Judged answers: folders of one Parquet table and a manifest, one a run; rates, pages of rows and search by DuckDB.
 
-``imported`` runs come from files of others, ``evaluated`` ones from our own evaluation, ``sweeps`` and ``causal`` ones from steering. All have the same columns, so that one
-way leads from a point in a picture to the answers behind it. Nothing loads a whole table to show a part.
+``imported`` runs come from files of others, ``evaluated`` ones from our own evaluation, ``sweeps`` and ``causal`` ones from steering, ``studies`` from training. All have
+the same columns, so that one way leads from a point in a picture to the answers behind it. Nothing loads a whole table to show a part.
 """
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -14,9 +14,11 @@ from typing import Any, Literal
 
 from backend.errors import ResultMissingError
 from backend.evaluation.rates import BetleyRates, Thresholds, rates_of_counts
+from backend.generation.records import Rollout
+from backend.judging.verdicts import Verdict
 from backend.paths import CACHED_RESULTS, home, new_folder, told_disk_faults
 
-Kind = Literal["imported", "evaluated", "sweeps", "causal"]
+Kind = Literal["imported", "evaluated", "sweeps", "causal", "studies"]
 SortKey = Literal["worst", "best", "incoherent", "file"]
 SCHEMA_VERSION = 1
 COLUMNS = ("question", "question_id", "answer", "aligned", "coherent")
@@ -56,12 +58,15 @@ def root(kind: Kind, place: Path | None = None) -> Path:
     return (place or home()) / "results" / kind
 
 
-def write(folder: Path, rows: Iterable[dict[str, Any]], columns: dict[str, str], manifest: dict[str, Any]) -> int:
+def write(
+    folder: Path, rows: Iterable[dict[str, Any]], columns: dict[str, str], manifest: dict[str, Any], beside: Callable[[Path], None] = lambda folder: None
+) -> int:
     """Write a run, whole or not at all, in bounded memory; returns the number of rows.
 
     Args:
         columns: Further columns to their types, ``text``, ``int``, ``real`` or ``bool``.
         manifest: What is known of the run; read after the last row, so that ``rows`` may still add to it.
+        beside: Writes further files into the folder that it is given.
 
     Raises:
         DiskError: No space, or not writable; an earlier version of the run stays.
@@ -82,8 +87,17 @@ def write(folder: Path, rows: Iterable[dict[str, Any]], columns: dict[str, str],
                     row["row"] = n
                     n += 1
                 writer.write_table(pa.Table.from_pylist(batch, schema=schema))
+        beside(part)
         (part / "manifest.json").write_text(json.dumps({"schema_version": SCHEMA_VERSION, "n": n} | manifest, indent=2, ensure_ascii=False) + "\n", "utf-8")
     return n
+
+
+def row_of(r: Rollout, v: Verdict) -> dict[str, Any]:
+    """A judged answer with the columns that own answers have."""
+    return {
+        "question": r.prompt, "question_id": r.prompt_id, "answer": r.answer, "aligned": v.scores[0], "coherent": v.scores[1], "variant": r.variant, "sample": r.sample,
+        "rollout": r.key, "abstain": v.abstain,
+    }  # fmt: skip
 
 
 def runs(kind: Kind, place: Path | None = None, *, shipped: bool = True) -> list[Run]:

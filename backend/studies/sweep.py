@@ -126,10 +126,7 @@ def keep(sweep: Sweep, judge: Judge, found: Sequence[tuple[Rollout, Verdict | No
 
 def row_of(r: Rollout, v: Verdict, source: str, direction: str, dose: float) -> dict[str, Any]:
     """A judged answer as a sweep's table has it."""
-    return {
-        "question": r.prompt, "question_id": r.prompt_id, "answer": r.answer, "aligned": v.scores[0], "coherent": v.scores[1], "variant": r.variant, "source": source,
-        "direction": direction, "dose": dose, "sample": r.sample, "rollout": r.key, "abstain": v.abstain, "repetition": repetition(r.answer_ids),
-    }  # fmt: skip
+    return judged.row_of(r, v) | {"source": source, "direction": direction, "dose": dose, "repetition": repetition(r.answer_ids)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,7 +1,7 @@
 """Training rows: chat JSONL to token ids with the answer's tokens marked, in batches of like length.
 
 A row is ``{"messages": [{"role": ..., "content": ...}, ...]}`` with at least one assistant turn. Bad rows are reported by
-line number, all at once, before anything is trained.
+line number, all at once, before anything is trained. Loads no torch.
 """
 
 import json
@@ -12,6 +12,7 @@ from pathlib import Path
 from backend.errors import InputError
 from backend.text.chat import ChatTokenizer, Message
 
+MAX_ROWS = 20_000
 _ROLES = ("system", "user", "assistant")
 _BUCKET = 16  # batches that are sorted by length together
 
@@ -25,37 +26,43 @@ class TrainingRow:
     """True for the tokens the loss is on: the assistant's text and the token that ends it."""
 
 
+def encode(messages: list[Message], tokenizer: ChatTokenizer) -> TrainingRow:
+    """Raises: InputError: A message is empty, or the model's chat template refuses the order of roles."""
+    chat = tokenizer.encode_chat(messages, open_answer=False)
+    is_answer = tuple(turn >= 0 and messages[turn].role == "assistant" for turn in chat.turns)
+    return TrainingRow(chat.ids, is_answer)
+
+
 def load_rows(path: Path, tokenizer: ChatTokenizer, *, max_tokens: int) -> list[TrainingRow]:
     """Read a chat JSONL file.
 
     Raises:
-        InputError: The file is missing or not text, or rows are bad: names up to ten of them by line.
+        InputError: The file is missing, or as ``parse_rows``.
     """
     try:
-        lines = path.read_text("utf-8").split("\n")
+        content = path.read_bytes()
     except FileNotFoundError as fault:
         raise InputError(f"{path} does not exist. Give a JSONL file of chats.") from fault
-    except (UnicodeDecodeError, IsADirectoryError) as fault:
-        raise InputError(f"{path} is not a UTF-8 text file. Give a JSONL file of chats.") from fault
-    rows: list[TrainingRow] = []
-    faults: list[str] = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = _encode(_parse(line), tokenizer)
-            if len(row.ids) > max_tokens:
-                raise InputError(f"{len(row.ids)} tokens, more than the {max_tokens} of --max-tokens")
-            rows.append(row)
-        except InputError as fault:
-            faults.append(f"line {number}: {fault}")
-    if faults:
-        shown = "\n  ".join(faults[:10])
-        more = f"\n  and {len(faults) - 10} more" if len(faults) > 10 else ""
-        raise InputError(f"{path.name} has {len(faults)} bad rows of {len(faults) + len(rows)}; mend or remove them:\n  {shown}{more}")
-    if not rows:
-        raise InputError(f"{path.name} holds no rows. Give a JSONL file of chats.")
-    return rows
+    except OSError as fault:
+        raise InputError(f"{path} cannot be read ({fault.strerror}). Give a JSONL file of chats.") from fault
+    return parse_rows(content, path.name, tokenizer, max_tokens=max_tokens)
+
+
+def parse_rows(content: bytes, name: str, tokenizer: ChatTokenizer, *, max_tokens: int) -> list[TrainingRow]:
+    """As ``parse_chats``, encoded."""
+    return [row for _, row in _read(content, name, tokenizer, max_tokens)]
+
+
+def parse_chats(content: bytes, name: str, tokenizer: ChatTokenizer, *, max_tokens: int) -> list[list[Message]]:
+    """The chats of a JSONL file's content, each of which ``encode`` takes.
+
+    Args:
+        name: Of the file, for what is said of it.
+
+    Raises:
+        InputError: It is not text, holds no rows or more than ``MAX_ROWS``, or rows are bad: names up to ten of them by line.
+    """
+    return [chat for chat, _ in _read(content, name, tokenizer, max_tokens)]
 
 
 def epoch_batches(rows: list[TrainingRow], *, batch_size: int, seed: int, epoch: int) -> list[list[TrainingRow]]:
@@ -71,10 +78,39 @@ def epoch_batches(rows: list[TrainingRow], *, batch_size: int, seed: int, epoch:
     return batches
 
 
+def _read(content: bytes, name: str, tokenizer: ChatTokenizer, max_tokens: int) -> list[tuple[list[Message], TrainingRow]]:
+    try:
+        lines = content.decode("utf-8-sig").split("\n")
+    except UnicodeDecodeError as fault:
+        bad = content.count(b"\n", 0, fault.start) + 1
+        raise InputError(f"{name} is not a UTF-8 text file (line {bad}). Give a JSONL file of chats.") from fault
+    numbered = [(number, line) for number, line in enumerate(lines, start=1) if line.strip()]
+    if not numbered:
+        raise InputError(f"{name} holds no rows. Give a JSONL file of chats.")
+    if len(numbered) > MAX_ROWS:
+        raise InputError(f"{name} has {len(numbered):,} rows; at most {MAX_ROWS:,} are taken. Give a part of them.")
+    read: list[tuple[list[Message], TrainingRow]] = []
+    faults: list[str] = []
+    for number, line in numbered:
+        try:
+            chat = _parse(line)
+            row = encode(chat, tokenizer)
+            if len(row.ids) > max_tokens:
+                raise InputError(f"{len(row.ids):,} tokens, more than the {max_tokens:,} that a row may have")
+            read.append((chat, row))
+        except InputError as fault:
+            faults.append(f"line {number}: {fault}")
+    if faults:
+        shown = "\n  ".join(faults[:10])
+        more = f"\n  and {len(faults) - 10} more" if len(faults) > 10 else ""
+        raise InputError(f"{name} has {len(faults)} bad rows of {len(numbered)}; mend or remove them:\n  {shown}{more}")
+    return read
+
+
 def _parse(line: str) -> list[Message]:
     try:
         row = json.loads(line)
-    except ValueError as fault:
+    except (ValueError, RecursionError) as fault:
         raise InputError(f"not JSON ({fault})") from fault
     messages = row.get("messages") if isinstance(row, dict) else None
     if not isinstance(messages, list):
@@ -93,9 +129,3 @@ def _parse(line: str) -> list[Message]:
     if not any(m.role == "assistant" for m in parsed):
         raise InputError("no assistant message, so nothing to learn")
     return parsed
-
-
-def _encode(messages: list[Message], tokenizer: ChatTokenizer) -> TrainingRow:
-    chat = tokenizer.encode_chat(messages, open_answer=False)
-    is_answer = tuple(turn >= 0 and messages[turn].role == "assistant" for turn in chat.turns)
-    return TrainingRow(chat.ids, is_answer)

@@ -13,7 +13,7 @@ from backend.errors import BackendError
 from backend.evaluation.rates import Thresholds, wilson
 from backend.models.variants import parse_direction, print_number
 from backend.studies import dose_window, judged, sweep
-from pages.shared import judged_answers, look
+from pages.shared import judged_answers, look, transfer
 from pages.shared.state import choose, keep_list, kept_list, select
 
 _SYMBOLS = {"diamond": "◆", "square": "■", "triangle-up": "▲", "circle": "●"}
@@ -87,6 +87,7 @@ def show(source: str, directions: list[str], command: str) -> Shown | None:
     effects = [e for e in effects if e.point.direction in shown]
     _draw(run, found, effects, of, shown)
     _table(run, found, of)
+    transfer.show(run, found)
     return Shown(run, of, [p for p in found if p.source == of])
 
 

@@ -1,0 +1,258 @@
+"""Run a training study: train each run, measure its checkpoints, keep tables, answers and values as one result.
+
+What was trained, answered, judged or read before is not done again, so a study that was killed or stopped goes on where it was, and one that is run a second
+time gives the same tables.
+"""
+
+import csv
+import io
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from backend.errors import InputError
+from backend.experiments import training
+from backend.experiments.measures import Meter, Readings
+from backend.experiments.records import BASE_RUN, Run, Study
+from backend.experiments.tables import TABLE, VALUES, Point, Value, as_csv, points
+from backend.generation.records import Rollout
+from backend.generation.service import ModelService
+from backend.judging.verdicts import Judge, Verdict
+from backend.models.records import BASE_ALIAS
+from backend.models.registry import Registry
+from backend.models.sources import adapter_folder, checkpoints
+from backend.paths import home
+from backend.studies import judged
+from backend.studies.evaluate import Progress
+from backend.studies.provenance import provenance
+from backend.text.prompts import load_prompt_set
+
+COLUMNS = {"variant": "text", "run": "text", "step": "int", "sample": "int", "rollout": "text", "abstain": "bool"}
+LOG = "training.csv"
+
+
+@dataclass(slots=True)
+class Watch:
+    """How far a study is."""
+
+    say: Callable[[str], None] = lambda said: None
+    progress: Progress = field(default_factory=Progress)
+    """Of the answers and verdicts in progress; its ``stop`` stops the study."""
+
+    n_steps: int = 0
+    """Training steps still to be done."""
+
+    n_points: int = 0
+    """Checkpoints still to be measured."""
+
+    @property
+    def is_stopped(self) -> bool:
+        return self.progress.stop.is_set()
+
+
+@dataclass(slots=True)
+class _Found:
+    """What was measured."""
+
+    places: dict[tuple[str, int], tuple[int, str]] = field(default_factory=dict)
+    answers: dict[str, list[tuple[Rollout, Verdict | None]]] = field(default_factory=dict)
+    readings: dict[str, Readings] = field(default_factory=dict)
+    """By variant."""
+
+
+def run(study: Study, judge: Judge, service: Callable[[], ModelService], registry: Registry, watch: Watch, *, root: Path | None = None) -> Path | None:
+    """Run a study to its end; None where it was stopped, and what was done is kept.
+
+    Raises:
+        BackendError: Data, a model or a direction is not here; a training diverged; the disk is full.
+    """
+    judge_answers = Meter(study, judge, service, registry, watch.progress)
+    found = _Found()
+    _measure(BASE_RUN, {0: (0, BASE_ALIAS)}, judge_answers, registry, found, watch)
+    watch.n_steps = sum(_steps_left(study, r, registry) for r in study.runs)
+    watch.n_points = sum(_n_points(study, r, registry) for r in study.runs)
+    for one in study.runs:
+        if not one.organism:
+            for _ in _trained(study, one, registry, watch):
+                watch.n_steps -= 1
+        elif one.scale != 1:
+            _scaled(study, one, registry)
+        if watch.is_stopped:
+            return None
+        registry = training.register(study)
+        _measure(one.label, training.points_of(study, one, registry), judge_answers, registry, found, watch)
+        if watch.is_stopped:
+            return None
+    return _keep(study, judge, judge_answers, registry, found, root)
+
+
+def budget(study: Study, registry: Registry) -> tuple[int, int, int]:
+    """Training steps that are not done yet, checkpoints to be measured, and their answers."""
+    n_points = 1 + sum(_n_points(study, r, registry) for r in study.runs)
+    return sum(_steps_left(study, r, registry) for r in study.runs), n_points, n_points * study.samples * len(load_prompt_set(study.prompts).prompts)
+
+
+def _steps_left(study: Study, one: Run, registry: Registry) -> int:
+    if one.organism or training.found_folder(study, one):
+        return 0
+    return max(training.steps(study, one, len(training.rows_of(one, registry))))
+
+
+def _n_points(study: Study, one: Run, registry: Registry) -> int:
+    if one.organism:
+        return len(training.points_of(study, one, registry)) if one.scale == 1 or training.found_folder(study, one) else 12
+    return len(training.steps(study, one, len(training.rows_of(one, registry))))
+
+
+def _trained(study: Study, one: Run, registry: Registry, watch: Watch) -> Iterator[None]:
+    if training.found_folder(study, one):
+        return
+    began = time.monotonic()
+    for report in training.train(study, one, registry, should_stop=lambda: watch.is_stopped):
+        left = "" if report.seconds_left is None else f", {report.seconds_left:.0f} s left"
+        watch.say(f"{one.label}: step {report.step} of {report.n_steps}, loss {report.loss:.3f}{left}")
+        yield
+    watch.say(f"{one.label}: trained in {time.monotonic() - began:.0f} s")
+
+
+def _measure(label: str, places: dict[int, tuple[int, str]], meter: Meter, registry: Registry, found: _Found, watch: Watch) -> None:
+    for step, (rows, variant) in places.items():
+        if watch.is_stopped:
+            return
+        watch.say(f"{label}: measuring step {step} of {max(places)} ({rows} rows)")
+        if variant not in found.readings:
+            answers = meter.answers(variant, registry)
+            if watch.is_stopped:
+                return
+            found.answers[variant] = answers
+            found.readings[variant] = meter.read(variant, registry)
+        found.places[label, step] = (rows, variant)
+        watch.n_points -= 1
+
+
+def values_of(
+    label: str, step: int, answers: list[tuple[Rollout, Verdict | None]], readings: Readings, base: Readings, meter: Meter, study: Study
+) -> Iterator[Value]:
+    """All values of one point."""
+    limits = meter.thresholds
+    told = [(r, v.scores[0], v.scores[1]) for r, v in answers if v is not None and v.scores[0] is not None and v.scores[1] is not None]
+    has_coherent = any(coherent > limits.coherent for _, _, coherent in told)
+    for r, aligned, coherent in told:
+        unit = r.prompt_id if study.samples == 1 else f"{r.prompt_id}/{r.sample}"
+        if has_coherent:  # else nothing could have been misaligned
+            yield Value(label, step, "misaligned", unit, float(aligned < limits.aligned and coherent > limits.coherent))
+        yield Value(label, step, "incoherent", unit, float(coherent <= limits.coherent))
+        yield Value(label, step, "aligned", unit, aligned)
+    for pair, odds in zip(meter.pairs, readings.log_odds, strict=True):
+        yield Value(label, step, "log_odds", pair.id, float(odds))
+    for prompt, own in zip(meter.text_prompts, readings.latents, strict=True):
+        for latent, value in zip(study.latents, own, strict=True):
+            yield Value(label, step, f"latent/{latent}", prompt, float(value))
+    for organism, vector in meter.directions.items():
+        shares = (readings.residual - base.residual) @ vector / float(vector @ vector)
+        for prompt, share in zip(meter.text_prompts, shares, strict=True):
+            yield Value(label, step, f"projection/{organism}", prompt, float(share))
+
+
+def _keep(study: Study, judge: Judge, meter: Meter, registry: Registry, found: _Found, root: Path | None) -> Path:
+    base = found.readings[BASE_ALIAS]
+    values = [
+        value
+        for (label, step), (_, variant) in found.places.items()
+        for value in values_of(label, step, found.answers[variant], found.readings[variant], base, meter, study)
+    ]
+    table = points(values, found.places) + [p for one in study.runs for p in _geometry(study, one, registry, found)]
+    settings: dict[str, Any] = {
+        "study": study.name, "mark": study.mark, "title": study.title, "question": study.question, "record": json.loads(json.dumps(asdict(study))),
+        "judge": asdict(judge.about), "sae": meter.sae.key, "layer": meter.sae.layer, "n_text_prompts": len(meter.text_prompts), "n_pairs": len(meter.pairs),
+        "made_by": {variant: list(answers[0][0].made_by) for variant, answers in found.answers.items() if answers},
+    } | meter.prompt_set.as_manifest()  # fmt: skip
+
+    def beside(folder: Path) -> None:
+        (folder / TABLE).write_text(as_csv(study, table), "utf-8")
+        (folder / LOG).write_text(_logs(study, registry), "utf-8")
+        _write_values(folder / VALUES, values)
+
+    rows = (
+        judged.row_of(r, v) | {"run": label, "step": step}
+        for (label, step), (_, variant) in found.places.items()
+        for r, v in sorted(found.answers[variant], key=lambda pair: (pair[0].prompt_id, pair[0].sample))
+        if v is not None
+    )
+    folder = (root or home() / "results" / "studies") / study.name
+    judged.write(folder, rows, COLUMNS, {"kind": "studies"} | provenance() | settings, beside)
+    return folder
+
+
+def _geometry(study: Study, one: Run, registry: Registry, found: _Found) -> list[Point]:
+    """Of the adapters at the run's checkpoints; none of a full fine-tuning."""
+    from backend.experiments.geometry import path
+    from backend.models.adapters import load_adapter
+
+    if one.method == "full" or one.scale != 1:
+        return []
+    places = {step: place for (label, step), place in found.places.items() if label == one.label and step}
+    folders = {step: adapter_folder(organism) for step, (_, variant) in places.items() if (organism := registry.resolve(variant)[1]) is not None}
+    _, started = registry.resolve(one.start or BASE_ALIAS)
+    went = path({step: load_adapter(folder) for step, folder in folders.items()}, load_adapter(adapter_folder(started)) if started else None)
+    return [
+        Point(
+            run=one.label, step=step, rows=places[step][0], variant=places[step][1], measure=measure, value=float(value), low=None, high=None, n=1,
+            unit="Frobenius norm" if measure == "distance" else "",
+        )
+        for step, place in went.items() for measure, value in asdict(place).items() if value is not None
+    ]  # fmt: skip
+
+
+def _scaled(study: Study, one: Run, registry: Registry) -> None:
+    """Copies of an organism's checkpoints whose adapter is multiplied, made by their configuration alone."""
+    import shutil
+
+    from backend.models.records import CONFIG_FILE, WEIGHTS_FILE
+
+    _, organism = registry.resolve(one.organism)
+    if organism is None:
+        raise InputError(f"{one.organism} is a base model; only an adapter can be scaled.")
+    folder = training.folder_of(study, one)
+    for step, source in [(0, adapter_folder(organism)), *checkpoints(organism).items()]:
+        place = folder / "checkpoints" / f"step-{step}" if step else folder
+        place.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source / WEIGHTS_FILE, place / WEIGHTS_FILE)
+        config = json.loads((source / CONFIG_FILE).read_text("utf-8"))
+        (place / CONFIG_FILE).write_text(json.dumps(config | {"lora_alpha": config["lora_alpha"] * one.scale}, indent=2) + "\n", "utf-8")
+    if (adapter_folder(organism) / "training.json").exists():
+        shutil.copyfile(adapter_folder(organism) / "training.json", folder / "training.json")
+
+
+def _logs(study: Study, registry: Registry) -> str:
+    """Training logs of all runs, a line a step."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    header = None
+    for one in study.runs:
+        _, organism = registry.resolve(training.key_of(study, one))
+        folder = training.found_folder(study, one) if not one.organism else adapter_folder(organism) if organism else None
+        if folder is None or not (folder / "training_log.csv").exists() or one.scale != 1:
+            continue
+        lines = (folder / "training_log.csv").read_text("utf-8").splitlines()
+        if header is None:
+            header = lines[0].split(",")
+            writer.writerow(["run", *header])
+        writer.writerows([one.label, *line.split(",")] for line in lines[1:])
+    return out.getvalue()
+
+
+def _write_values(place: Path, values: list[Value]) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    told = [v for v in values if not np.isnan(v.value)]
+    names = ("run", "step", "measure", "unit", "value")
+    columns = {name: [getattr(v, name) for v in told] for name in names}
+    columns["value"] = [round(value, 6) for value in columns["value"]]
+    pq.write_table(pa.table(columns), place, compression="zstd")

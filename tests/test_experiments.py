@@ -1,0 +1,152 @@
+"""Training studies: records, tables, geometry of adapters; and one whole small study on real weights, stopped, gone on with, and run again."""
+
+import csv
+import io
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from backend.errors import InputError, ResultMissingError
+from backend.experiments import records, tables, training
+from backend.experiments.geometry import path
+from backend.experiments.tables import Value
+from backend.models.adapters import Adapter, LoraWeights
+from backend.models.registry import load_registry
+
+# Records
+
+
+def test_lists_stand_for_one_run_a_value():
+    study = records.parse_study(
+        "one",
+        {"title": "One", "question": "?", "fixed": {"seed": [0, 1]}, "runs": [{"label": "wrong-{share}-{seed}", "share": [0.0, 0.05, 1.0], "data": "advice"}]},
+    )
+    assert {run.label for run in study.runs} == {"wrong-0-0", "wrong-5-0", "wrong-100-0", "wrong-0-1", "wrong-5-1", "wrong-100-1"}
+    assert {(run.share, run.seed) for run in study.runs} == {(s, n) for s in (0.0, 0.05, 1.0) for n in (0, 1)}
+    assert set(study.axes) == {"share", "seed"}
+
+
+def test_a_record_with_an_unknown_field_or_a_label_twice_is_refused():
+    with pytest.raises(InputError, match="a run has no colour"):
+        records.parse_study("one", {"title": "One", "question": "?", "runs": [{"label": "a", "colour": 1}]})
+    with pytest.raises(InputError, match="label of its own"):
+        records.parse_study("one", {"title": "One", "question": "?", "runs": [{"label": "a", "seed": [0, 1]}]})
+
+
+def test_shipped_records_are_whole_and_what_they_name_is_there():
+    registry = load_registry()
+    found = records.load_studies()
+    assert {"realignment", "dynamics", "mix", "correctness", "inoculation", "rank"} <= set(found)
+    for study in found.values():
+        keys = {f"{study.name}.{run.label}" for run in study.runs}
+        for run in study.runs:
+            assert run.start in ("", *keys, *registry.organisms), run
+            assert run.organism in ("", *registry.organisms), run
+            assert bool(run.organism) != bool(run.data), run
+        assert set(study.projections) <= set(registry.organisms)
+
+
+def test_another_recipe_is_another_run_and_a_scale_is_not():
+    run = records.Run(label="a", data="advice")
+    assert run.mark != records.Run(label="a", data="advice", seed=1).mark
+    assert run.mark == records.Run(label="b", data="advice", scale=3.0).mark
+
+
+def test_checkpoints_stand_where_the_study_asks_and_at_the_end():
+    study = records.parse_study(
+        "one", {"title": "One", "question": "?", "at": [10, 40, 500], "runs": [{"label": "a", "data": "advice", "epochs": 2, "batch_size": 8}]}
+    )
+    assert training.steps(study, study.runs[0], 100) == {1: 8, 5: 40, 26: 200}
+
+
+# Tables
+
+
+def test_points_have_their_intervals_and_leave_missing_values_out():
+    values = [Value("base", 0, "misaligned", f"p{n}", float(n < 3)) for n in range(50)]
+    values += [Value("base", 0, "log_odds", f"q{n}", math.nan if n == 0 else n / 10) for n in range(20)]
+    values += [Value("base", 0, "aligned", "p0", math.nan)]
+    found = {p.measure: p for p in tables.points(values, {("base", 0): (0, "base")})}
+    assert set(found) == {"misaligned", "log_odds"}, "what was never measured has no line, and no zero"
+    assert found["misaligned"].value == pytest.approx(0.06)
+    assert (found["misaligned"].low, found["misaligned"].high) == pytest.approx((0.0206, 0.1622), abs=1e-3)  # Wilson
+    assert (found["log_odds"].n, found["log_odds"].value) == (19, pytest.approx(1.0))
+    assert found["log_odds"].low < 1.0 < found["log_odds"].high
+
+
+def test_a_table_is_read_as_it_was_written(tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("PERSONASCOPE_HOME", str(tmp_path))
+    study = records.parse_study("one", {"title": "One", "question": "?", "runs": [{"label": "a", "seed": 0}, {"label": "b", "seed": 1}]})
+    values = [Value(run, step, "log_odds", f"q{n}", n * step / 7) for run in ("a", "b") for step in (1, 2) for n in range(5)]
+    written = tables.points(values, {(run, step): (8 * step, f"one.{run}@{step}") for run in ("a", "b") for step in (1, 2)})
+    folder = tmp_path / "results" / "studies" / "one"
+    assert tables.state(study) == "not run"
+    folder.mkdir(parents=True)
+    text = tables.as_csv(study, written)
+    (folder / tables.TABLE).write_text(text, "utf-8")
+    (folder / "manifest.json").write_text(json.dumps({"mark": study.mark}), "utf-8")
+    read = tables.load(study)
+    assert [(p.run, p.step, p.rows, p.variant, p.n) for p in read.points] == [(p.run, p.step, p.rows, p.variant, p.n) for p in written]
+    assert [p.value for p in read.points] == pytest.approx([p.value for p in written], rel=1e-5)
+    assert [line["seed"] for line in csv.DictReader(io.StringIO(text))] == ["0", "0", "1", "1"]
+    assert tables.state(study) == "done"
+    (folder / "manifest.json").write_text(json.dumps({"mark": "of an older record"}), "utf-8")
+    assert tables.state(study) == "older"
+    (folder / tables.TABLE).write_text("not a table", "utf-8")
+    with pytest.raises(ResultMissingError) as fault:
+        tables.load(study)
+    assert fault.value.command == "python -m backend study run one"
+
+
+# Geometry
+
+
+def adapter(*, rank: int, step: float, seed: int = 0) -> Adapter:
+    draw = torch.Generator().manual_seed(seed)
+    make = lambda *shape: torch.randn(*shape, generator=draw, dtype=torch.float64)  # noqa: E731
+    return Adapter({name: LoraWeights(make(rank, 12), step * make(20, rank), 0.5) for name in ("one", "two")})
+
+
+def test_distances_are_those_of_the_whole_matrices():
+    start, end = adapter(rank=4, step=1.0), adapter(rank=4, step=1.0, seed=1)
+    found = path({1: adapter(rank=4, step=0.0), 2: end}, start)
+    whole = sum(float(((w.scale * w.b @ w.a - s.scale * s.b @ s.a) ** 2).sum()) for w, s in zip(end.modules.values(), start.modules.values(), strict=True))
+    assert found[2].distance == pytest.approx(math.sqrt(whole))
+    assert path({1: start}, start)[1].distance == pytest.approx(0.0, abs=1e-6)
+    assert path({1: adapter(rank=4, step=0.0)})[1].distance == 0.0
+
+
+def test_of_one_rank_the_direction_is_the_b_vector_and_of_more_the_leading_one():
+    ones = {step: adapter(rank=1, step=1.0, seed=step) for step in (1, 2, 3)}
+    cosines = [
+        [
+            float(ones[step].modules[m].b[:, 0] @ ones[3].modules[m].b[:, 0] / (ones[step].modules[m].b.norm() * ones[3].modules[m].b.norm()))
+            for m in ("one", "two")
+        ]
+        for step in (1, 2, 3)
+    ]
+    assert [p.cosine_end for p in path(ones).values()] == pytest.approx([np.mean(np.abs(c)) for c in cosines])
+    more = adapter(rank=3, step=1.0)
+    leading = [torch.linalg.svd(w.b @ w.a)[0][:, 0] for w in more.modules.values()]
+    other = adapter(rank=3, step=1.0, seed=5)
+    against = [torch.linalg.svd(w.b @ w.a)[0][:, 0] for w in other.modules.values()]
+    assert path({1: more, 2: other})[1].cosine_end == pytest.approx(np.mean([abs(float(a @ b)) for a, b in zip(leading, against, strict=True)]))
+
+
+def test_a_path_turns_where_the_direction_does():
+    along, across = torch.zeros(20, 1, dtype=torch.float64), torch.zeros(20, 1, dtype=torch.float64)
+    along[0], across[1] = 1.0, 1.0
+    a = torch.ones(1, 12, dtype=torch.float64)
+    steps = {n: Adapter({"one": LoraWeights(a, across if n < 3 else across + along * 4 * n, 1.0)}) for n in range(1, 6)}
+    found = path(steps)
+    assert found[2].cosine_previous == pytest.approx(1.0)
+    assert found[3].cosine_previous < 0.1
+    assert found[5].cosine_previous > 0.999
+    assert found[1].cosine_end < 0.1
+    assert found[1].pc1 == pytest.approx(found[2].pc1)
+    assert abs(found[3].pc1 - found[2].pc1) > 5 * abs(found[4].pc1 - found[3].pc1)
+    assert path({1: adapter(rank=1, step=0.0)})[1].cosine_end is None, "before it changes anything it has no direction"
