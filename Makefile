@@ -44,6 +44,7 @@ bench: $(VENV)/.tests setup peers
 	$(BIN)/python -m backend bench judging --save
 	$(BIN)/python -m backend bench capture --save
 	$(BIN)/python -m backend bench steer --save
+	$(BIN)/python -m backend bench realign --rounds 3 --save
 
 clean:
 	rm -rf $(VENV) .peers .pytest_cache .ruff_cache .mypy_cache .hypothesis test-artifacts

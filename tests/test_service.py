@@ -20,6 +20,7 @@ from backend.models.adding import add_base_model, add_organism
 from backend.models.memory import estimate_base, estimate_row
 from backend.models.records import Organism
 from backend.models.registry import add_record, load_registry, remove_record
+from backend.studies import compare
 from backend.text.chat import Message
 
 
@@ -63,6 +64,20 @@ def test_rollouts_carry_what_a_number_needs(service):
     assert organism.logprob > organism.base_logprob  # greedy answers of a random adapter are likelier under it
     assert (base.decoder, base.dtype) == ("fast", "float32")
     assert base.tokens_per_second > 0
+
+
+def test_an_answer_that_the_base_need_not_read_has_no_figure_and_is_asked_again_where_one_is_wanted(service):
+    unread = replace(row("odd"), read_by_base=False)
+    job = compare.start(service, [unread])
+    assert job.wait(60)
+    (found,) = job.rollouts
+    assert (found.base_logprob, found.divergence, found.is_read_by_base) == (None, None, False)
+    assert answers(service, [row("odd")]) == [found.answer_ids]
+    registry = load_registry()
+    assert compare.look_up([unread], registry).is_complete
+    assert not compare.look_up([row("odd")], registry).is_complete, "a figure that was never worked out is not there"
+    assert compare.start(service, [row("odd")]).wait(60)
+    assert compare.look_up([row("odd")], registry).is_complete
 
 
 def test_stop_ends_a_job_within_a_token_and_keeps_what_there_is(service):

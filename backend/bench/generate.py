@@ -165,7 +165,7 @@ class Bench:
         for dtype in ["float32", *(["bfloat16"] if has_bfloat16() else [])]:
             speeds = []
             for _ in range(max(1, self.rounds // 2)):
-                ours = n_tokens / _train(self.folder, rows, config, dtype, len(batches))
+                ours = n_tokens / train_seconds(self.folder, rows, config, dtype, len(batches))
                 seconds = ask(
                     work="train",
                     folder=str(self.folder),
@@ -246,7 +246,7 @@ class Bench:
         )  # fmt: skip
 
 
-def _train(folder: Path, rows: list[TrainingRow], config: TrainingConfig, dtype: str, n_steps: int) -> float:
+def train_seconds(folder: Path, rows: list[TrainingRow], config: TrainingConfig, dtype: str, n_steps: int) -> float:
     """Seconds of the steps after the first two."""
     with tempfile.TemporaryDirectory() as place:
         base = load_pass(folder, getattr(torch, dtype))

@@ -24,6 +24,9 @@ from backend.generation.decoder import Decoder, DecoderRow, RowState, decode
 from backend.models.machine import describe_machine
 from backend.paths import CHECKOUT
 
+Ask = Callable[..., dict[str, Any]]
+"""Sends one request to the peers' process and returns its result."""
+
 PEERS_PYTHON = CHECKOUT / ".peers" / "bin" / "python"
 
 
@@ -90,7 +93,7 @@ def timed_in_step(decoder: Decoder, kinds: Mapping[str, Sequence[DecoderRow]]) -
 
 
 @contextmanager
-def peers_process() -> Iterator[Callable[..., dict[str, Any]]]:
+def peers_process() -> Iterator[Ask]:
     """A function that sends one request to the peers' process (``peers.py``) and returns its result."""
     python = str(PEERS_PYTHON) if PEERS_PYTHON.exists() else sys.executable
     with (

@@ -59,6 +59,21 @@ class Peers:
 
         return timed(work)
 
+    def sampled(self, prompts: list[list[int]], n: int, samples: int) -> dict:
+        """Several sampled answers to each prompt, prompt by prompt."""
+
+        def work() -> list[list[int]]:
+            found = []
+            for ids in prompts:
+                inputs = torch.tensor([ids])
+                out = self.model.generate(
+                    input_ids=inputs, attention_mask=torch.ones_like(inputs), do_sample=True, temperature=0.7, num_return_sequences=samples, max_new_tokens=n
+                )
+                found += out[:, len(ids) :].tolist()
+            return found
+
+        return timed(work)
+
     def first(self, messages: list[dict]) -> dict:
         """From a message to the first token of the answer."""
 

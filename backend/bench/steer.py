@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 from backend.bench import same
-from backend.bench.measure import Measure, compared, peers_process, timed, timed_in_step
+from backend.bench.measure import Ask, Measure, compared, peers_process, timed, timed_in_step
 from backend.errors import InputError
 from backend.generation.decoder import DecoderRow
 from backend.generation.fast import FastDecoder
@@ -31,7 +31,6 @@ LADDER = (-0.4, -0.3, -0.2, -0.1, 0.1, 0.2, 0.3, 0.4)
 _COST = 1.35  # times the same batch without steering and capture
 
 Ids = tuple[int, ...]
-Ask = Callable[..., dict[str, Any]]
 
 
 class SteerBench:

@@ -1,7 +1,7 @@
 """``python -m backend bench``: figures of this machine, kept under ``cached_results/bench/``.
 
 ``generate``: the engine beside the field's own tools, in one run. ``judging``: the offline judge, and a store of 100,000 answers. ``capture``: latents of a
-text beside sae-lens. ``steer``: steered answers beside nnsight.
+text beside sae-lens. ``steer``: steered answers beside nnsight. ``realign``: a re-alignment with its evaluations beside transformers and peft.
 """
 
 import argparse
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "what", choices=list(_WORKS),
-        help="answers, training and memory against transformers and peft; or judge, store and pages; or latents against sae-lens; or steering against nnsight",
+        help="answers, training and memory against transformers and peft; or judge, store and pages; or latents against sae-lens; or steering against nnsight; or a re-alignment",
     )  # fmt: skip
-    parser.add_argument("--tokens", type=int, default=64, help="tokens a row (generate, capture, steer)")
+    parser.add_argument("--tokens", type=int, default=64, help="tokens a row (generate, capture, steer, realign)")
     parser.add_argument("--rounds", type=int, default=5, help="rounds of each measure; ours and a peer's in turns")
     parser.add_argument("--save", action="store_true", help="keep table and JSON under cached_results/bench")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -59,6 +59,12 @@ def _steer(options: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str, 
     return _measured(SteerBench(options.tokens, options.rounds, say).run())
 
 
+def _realign(options: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str, str]]]:
+    from backend.bench.realign import RealignBench
+
+    return _measured(RealignBench(options.tokens, options.rounds, say).run())
+
+
 def _judging(options: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str, str]]]:
     from backend.bench import judging
 
@@ -94,4 +100,4 @@ def _line(row: dict) -> dict[str, str]:
     }
 
 
-_WORKS = {"generate": _generate, "judging": _judging, "capture": _capture, "steer": _steer}
+_WORKS = {"generate": _generate, "judging": _judging, "capture": _capture, "steer": _steer, "realign": _realign}

@@ -73,10 +73,12 @@ def adapter_folder(organism: Organism) -> Path:
 
 def checkpoints(organism: Organism) -> dict[int, Path]:
     """Steps of training to adapter folders, ascending: ``step-N`` or, as transformers' Trainer names them, ``checkpoint-N``, beside the adapter or in
-    its folder ``checkpoints``. None where the adapter is not here."""
+    its folder ``checkpoints``; those of a training that has not ended too. None where nothing is here."""
     try:
-        folder = adapter_folder(organism)
+        folder = as_folder(organism.location) if organism.source == "folder" else adapter_folder(organism)
     except WeightsMissingError:
+        folder = None
+    if folder is None:
         return {}
     places = [place for root in (folder, folder / "checkpoints") if root.is_dir() for place in root.iterdir() if (place / CONFIG_FILE).exists()]
     found = {int(name[1]): place for place in places if (name := re.fullmatch(r"(?:step|checkpoint)-([0-9]{1,9})", place.name))}

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 import streamlit as st
 
 from backend.errors import BackendError
+from backend.experiments.live import Trainings
 from backend.generation.service import ModelService
+from backend.judging.offline import OfflineJudge
 from backend.models.records import BaseModel, Organism
 from backend.models.registry import Registry, load_registry
 from backend.models.sources import fetch_adapter, fetch_base
@@ -18,6 +20,12 @@ from backend.studies.evaluate import Progress
 def model_service() -> ModelService:
     """One for all sessions. Starting it loads nothing."""
     return ModelService()
+
+
+@st.cache_resource(show_spinner=False)
+def trainings() -> Trainings:
+    """Those of all sessions: one runs at a time."""
+    return Trainings(model_service, OfflineJudge.load)
 
 
 def owner() -> str:
