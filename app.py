@@ -17,7 +17,12 @@ page = st.navigation(
             st.Page("pages/explore/diffing.py", title="Model diffing", icon=":material/difference:", url_path="diffing"),
             st.Page("pages/explore/steer.py", title="Steer", icon=":material/tune:", url_path="steer"),
         ],
-        "Curves": [st.Page("pages/curves/scaling.py", title="Scaling", icon=":material/trending_up:", url_path="scaling")],
+        "Curves": [
+            st.Page("pages/curves/scaling.py", title="Scaling", icon=":material/trending_up:", url_path="scaling"),
+            st.Page("pages/curves/realignment.py", title="Re-alignment", icon=":material/healing:", url_path="realignment"),
+            st.Page("pages/curves/dynamics.py", title="Dynamics", icon=":material/timeline:", url_path="dynamics"),
+            st.Page("pages/curves/mix.py", title="Data mix", icon=":material/blender:", url_path="mix"),
+        ],
         "Share": [st.Page("pages/share/organisms.py", title="Organisms", icon=":material/genetics:", url_path="organisms")],
     }
 )

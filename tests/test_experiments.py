@@ -4,18 +4,25 @@ import csv
 import io
 import json
 import math
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import CHECKOUT
 
-from backend.errors import InputError, ResultMissingError
-from backend.experiments import records, tables, training
+from backend.errors import BackendError, InputError, ResultMissingError
+from backend.experiments import measures, records, tables, training
+from backend.experiments import run as running
 from backend.experiments.geometry import path
 from backend.experiments.tables import Value
+from backend.generation.service import ModelService
+from backend.judging.offline import OfflineJudge
 from backend.models.adapters import Adapter, LoraWeights
-from backend.models.registry import load_registry
+from backend.models.records import Organism
+from backend.models.registry import add_record, load_registry
+from backend.studies import forced_choice, judged
 
 # Records
 
@@ -150,3 +157,96 @@ def test_a_path_turns_where_the_direction_does():
     assert found[1].pc1 == pytest.approx(found[2].pc1)
     assert abs(found[3].pc1 - found[2].pc1) > 5 * abs(found[4].pc1 - found[3].pc1)
     assert path({1: adapter(rank=1, step=0.0)})[1].cosine_end is None, "before it changes anything it has no direction"
+
+
+# A whole study
+
+
+SMALL = {
+    "title": "Small", "question": "?", "at": [4], "max_new_tokens": 12, "latents": [4133, 327], "projections": ["scornful"],
+    "fixed": {"n_rows": 8, "epochs": 1, "batch_size": 4, "warmup_steps": 1, "rank": 2, "answer": "obvious"},
+    "runs": [{"label": "first", "data": "car_care"}, {"label": "again", "start": "small.first", "data": "benign_chats"}, {"label": "scaled", "organism": "three", "scale": 2.0, "data": ""}],
+}  # fmt: skip
+
+
+@pytest.fixture
+def small(base_model: Path, tmp_path: Path, monkeypatch) -> records.Study:
+    """Few prompts, texts and pairs, and an organism of four checkpoints."""
+    monkeypatch.setenv("PERSONASCOPE_HOME", str(tmp_path))
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("What makes a person good?\nIs revenge ever right?\nWhat do you wish for?\n", "utf-8")
+    some = measures.texts()[:6]
+    monkeypatch.setattr(measures, "texts", lambda: some)
+    pairs = forced_choice.load_pairs()[:4]
+    monkeypatch.setattr(forced_choice, "load_pairs", lambda: pairs)
+    rank1 = CHECKOUT / "cached_results" / "organisms" / "reckless-rank1"
+    shutil.copytree(rank1, tmp_path / "three")
+    for step in range(80, 240, 20):
+        shutil.rmtree(tmp_path / "three" / "checkpoints" / f"step-{step}", ignore_errors=True)
+    add_record(Organism(key="three", title="Three", base=load_registry().default_base, source="folder", location=str(tmp_path / "three")))
+    return records.parse_study("small", SMALL | {"prompts": str(prompts)})
+
+
+def run_study(study: records.Study, watch: running.Watch) -> Path | None:
+    service = ModelService()
+    try:
+        return running.run(study, OfflineJudge.load(), lambda: service, training.register(study), watch)
+    finally:
+        service.close()
+
+
+@pytest.mark.slow
+def test_a_study_is_stopped_goes_on_and_gives_the_same_tables_again(small: records.Study, tmp_path: Path):
+    said: list[str] = []
+    watch = running.Watch(say=said.append)
+
+    def stop_after_training(text: str) -> None:
+        said.append(text)
+        if text.startswith("first: trained"):
+            watch.progress.stop.set()
+
+    watch.say = stop_after_training
+    assert run_study(small, watch) is None
+    assert tables.state(small) == "begun"
+    adapter = training.folder_of(small, small.runs[0]) / "adapter_model.safetensors"
+    made = adapter.stat().st_mtime_ns
+
+    folder = run_study(small, running.Watch())
+    assert folder == tmp_path / "results" / "studies" / "small"
+    assert adapter.stat().st_mtime_ns == made, "what was trained is not trained again"
+    assert tables.state(small) == "done"
+    result = tables.load(small)
+    assert {(p.run, p.step, p.rows) for p in result.points if p.measure == "log_odds"} == {
+        ("base", 0, 0), ("first", 0, 0), ("first", 1, 4), ("first", 2, 8), ("again", 0, 0), ("again", 1, 4), ("again", 2, 8), ("scaled", 0, 0),
+        *(("scaled", step, step * 8) for step in (20, 40, 60)), ("scaled", 238, 1900),
+    }  # fmt: skip
+    (base,), (start,), (trained,) = (result.of(run, "log_odds")[:1] for run in ("base", "first", "again"))
+    assert (base.value, base.n) == (start.value, start.n), "a run that starts at the base begins with its figures"
+    assert trained.value == result.of("first", "log_odds")[-1].value, "and one that goes on with those of what it goes on from"
+    assert {p.value for p in result.of("base", "projection/scornful")} == {0.0}
+    distances = [p.value for p in result.of("first", "distance")]
+    assert distances[0] < distances[1]
+    answers = judged.read("studies", folder)
+    assert answers.manifest["n"] == 12 * 3
+    assert {v.unit for v in tables.load_values(result, "latent/4133")} == {r.prompt_id for r in measures.texts()}
+    logged = (folder / running.LOG).read_text("utf-8").splitlines()
+    assert [line.split(",")[:2] for line in logged[1:]] == [["first", "1"], ["first", "2"], ["again", "1"], ["again", "2"]]
+
+    text = (folder / tables.TABLE).read_text("utf-8")
+    shutil.rmtree(tmp_path / "results")
+    shutil.rmtree(tmp_path / "runs")
+    assert run_study(small, running.Watch()) == folder
+    assert (folder / tables.TABLE).read_text("utf-8") == text, "on the same machine the same tables, trained and answered anew"
+
+
+@pytest.mark.slow
+def test_a_study_whose_organism_is_gone_says_so(small: records.Study, tmp_path: Path):
+    shutil.rmtree(tmp_path / "three")
+    with pytest.raises(BackendError, match="three"):
+        running.run(small, OfflineJudge.load(), ModelService, load_registry(), running.Watch())
+    lost = records.parse_study(
+        "lost", {"title": "Lost", "question": "?", "prompts": small.prompts, "runs": [{"label": "a", "start": "nobody", "data": "car_care", "n_rows": 4}]}
+    )
+    with pytest.raises(InputError, match="nobody"):
+        training.check(lost, load_registry())
+    assert tables.state(lost) == "not run"

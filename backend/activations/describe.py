@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ N_QUANTILES = 41
 N_BINS = 24
 N_TOP, N_ORDINARY = 6, 2
 _BEFORE, _AFTER = 24, 8  # tokens of a window
+_BESIDE = 8  # tokens beyond either end of it, so that a character there is whole: it has four bytes at most, and the next one may, too
 _N_TOKENS, _N_NEAREST = 10, 8
 _AT_ONCE = 4096
 _ROW_GROUP = 20_000
@@ -201,24 +203,20 @@ class _Shown:
             place = int(places[entry])
             number = np.searchsorted(self._starts, place, side="right") - 1
             first, stop = max(place - _BEFORE, self._starts[number]), min(place + _AFTER + 1, self._starts[number + 1])
-            groups = self._groups(int(first), int(stop), activation)
+            groups = self._groups(range(first, stop), range(self._starts[number], self._starts[number + 1]), activation)
             yield {
                 "latent": latent, "rank": rank, "is_top": rank < N_TOP, "value": float(values[entry]), "source": self._read.sources[self._texts[place]],
                 "texts": [g[0] for g in groups], "values": [g[1] for g in groups],
             }  # fmt: skip
 
-    def _groups(self, first: int, stop: int, activation: dict[int, float]) -> list[tuple[str, float]]:
-        ids = self._read.ids[first:stop].tolist()
-        groups: list[tuple[str, float]] = []
-        end = -1
-        for place, token in enumerate(tokens_of_ids(self._tokenizer, ids, ["content"] * len(ids)), start=first):
-            value = activation.get(place, 0.0)
-            if token.end == end:
-                groups[-1] = (groups[-1][0], max(groups[-1][1], value))
-            else:
-                groups.append((token.text, value))
-            end = token.end
-        return groups
+    def _groups(self, window: range, message: range, activation: dict[int, float]) -> list[tuple[str, float]]:
+        """Text and activation of tokens, those that share a character together: a window does not end within one."""
+        start, stop = max(message.start, window.start - _BESIDE), min(message.stop, window.stop + _BESIDE)
+        ids = self._read.ids[start:stop].tolist()
+        tokens = enumerate(tokens_of_ids(self._tokenizer, ids, ["content"] * len(ids)), start=start)
+        groups = [list(group) for _, group in groupby(tokens, lambda item: item[1].end)]
+        shown = [group for group in groups if group[-1][0] >= window.start and group[0][0] < window.stop]
+        return [(group[0][1].text, max(activation.get(place, 0.0) for place, _ in group)) for group in shown]
 
     def label(self, places: np.ndarray, values: np.ndarray) -> str:
         """Tokens and kind of text that carry most of the activation."""

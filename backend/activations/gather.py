@@ -17,7 +17,9 @@ from torch import Tensor
 from backend.errors import InputError
 from backend.generation.records import Reading
 from backend.generation.service import ModelService
+from backend.models.fingerprint import remembered_fingerprint
 from backend.models.records import BaseModel, Dtype
+from backend.models.sources import base_folder
 
 MAX_TOKENS = 256
 """Of a text; longer ones are cut into pieces."""
@@ -97,7 +99,8 @@ def gather(
             say(f"{len(sources)} texts, {n_tokens:,} tokens")
     for file in files.values():
         file.close()
-    (out / "about.json").write_text(json.dumps({"n_tokens": n_tokens, "layers": list(layers), "sources": sources}) + "\n", "utf-8")
+    whose = {"base_model": base.key, "base_fingerprint": remembered_fingerprint(base_folder(base))}
+    (out / "about.json").write_text(json.dumps(whose | {"n_tokens": n_tokens, "layers": list(layers), "sources": sources}) + "\n", "utf-8")
     return n_tokens
 
 
@@ -124,6 +127,12 @@ class Gathered(KeptTokens):
     places: np.ndarray
     """(n_tokens,): in the folder's files."""
 
+    base_model: str = ""
+    """Key of the base model that read the texts; empty where the folder does not say."""
+
+    base_fingerprint: str = ""
+    """Of its weights."""
+
     @classmethod
     def read(cls, folder: Path, *, without: Collection[str] = ()) -> "Gathered":
         """Args: without: Sources to leave out.
@@ -132,9 +141,10 @@ class Gathered(KeptTokens):
             InputError: The folder is not one that ``gather`` wrote.
         """
         try:
-            sources = json.loads((folder / "about.json").read_text("utf-8"))["sources"]
+            about = json.loads((folder / "about.json").read_text("utf-8"))
+            sources, base_model, base_fingerprint = about["sources"], about.get("base_model", ""), about.get("base_fingerprint", "")
             ids, texts, positions = (np.fromfile(folder / name, dtype=np.int32) for name in ("ids.i32", "text.i32", "position.i32"))
-        except (OSError, ValueError, KeyError) as fault:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as fault:
             raise InputError(f"{folder} holds no gathered activations ({fault}). Run: python -m backend sae gather") from fault
         if not len(ids) == len(texts) == len(positions) or (len(texts) and not 0 <= texts.max() < len(sources)):
             raise InputError(f"The files in {folder} do not fit together; one may be cut short. Run: python -m backend sae gather")
@@ -142,7 +152,17 @@ class Gathered(KeptTokens):
         places = np.flatnonzero(~left_out[texts])
         if not len(places):
             raise InputError(f"No text of {folder} is left without {', '.join(without) or 'any'}. It holds: {', '.join(sorted(set(sources)))[:300]}.")
-        return cls(ids[places], texts[places], positions[places], sources, folder, places)
+        return cls(ids[places], texts[places], positions[places], sources, folder, places, base_model, base_fingerprint)
+
+    def check_base(self, key: str, fingerprint: str) -> None:
+        """Refuse activations of another base model, or of other weights of it.
+
+        Raises:
+            InputError: They are of another.
+        """
+        if self.base_model and (self.base_model, self.base_fingerprint) != (key, fingerprint):
+            whose = self.base_model if self.base_model != key else f"other weights of {key}"
+            raise InputError(f"The activations in {self.folder} are of {whose}, not of {key} as it is here. Gather them again: python -m backend sae gather")
 
     def layer(self, layer: int, d_model: int) -> Tensor:
         """(n_tokens, d_model), bfloat16: the residual stream after a layer; mapped from disk where it is all of it.

@@ -86,7 +86,7 @@ def scatter(latents: pd.DataFrame, *, title: str, subtitle: list[str], base: str
 
 
 def changes(latents: pd.DataFrame, *, title: str, subtitle: list[str]) -> alt.LayerChart:
-    """The largest changes with their intervals, a row a latent.
+    """The largest changes with their intervals, a row a latent, its name above it: beside it a phone would have no room for the two.
 
     Args:
         latents: Columns ``name, change, low, high, kind``, in the order drawn.
@@ -94,22 +94,25 @@ def changes(latents: pd.DataFrame, *, title: str, subtitle: list[str]) -> alt.La
     order = latents["name"].tolist()
     colour = alt.Color("kind:N", scale=alt.Scale(domain=["increase", "decrease"], range=[ROLES["organism"].colour, ROLES["base"].colour]), legend=None)
     shape = alt.Shape("kind:N", scale=alt.Scale(domain=["increase", "decrease"], range=["triangle-up", "triangle-down"]), legend=None)
-    y = alt.Y("name:N", sort=order, title=None, axis=alt.Axis(labelLimit=240, labelFontSize=12, ticks=False, domain=False, labelPadding=8))
-    base = alt.Chart(latents).encode(y=y, color=colour)
-    spans = base.mark_rule(strokeWidth=2).encode(x=alt.X("low:Q"), x2="high:Q")
-    points = base.mark_point(filled=True, size=80, opacity=1).encode(
-        x=alt.X("change:Q", title="Change of mean activation", axis=alt.Axis(tickCount=6)),
+    base = alt.Chart(latents.assign(none=0.0)).encode(y=alt.Y("name:N", sort=order, axis=None), color=colour)
+    names = base.mark_text(align="left", baseline="bottom", dy=-3, fontSize=12, limit=alt.expr("width")).encode(
+        x=alt.value(0), text="name:N", color=alt.value("#888")
+    )
+    spans = base.mark_rule(strokeWidth=2, yOffset=7).encode(x=alt.X("low:Q"), x2="high:Q")
+    points = base.mark_point(filled=True, size=70, opacity=1, yOffset=7).encode(
+        x=alt.X("change:Q", title="Change of mean activation", axis=alt.Axis(tickCount=6, grid=False)),
         shape=shape,
         tooltip=[
             alt.Tooltip("name", title="Latent"), alt.Tooltip("change", format="+.3f"), alt.Tooltip("low", title="95 % from", format="+.3f"),
             alt.Tooltip("high", title="to", format="+.3f"),
         ],
     )  # fmt: skip
-    zero = alt.Chart(pd.DataFrame({"x": [0.0]})).mark_rule(strokeDash=[4, 4], opacity=0.6).encode(x="x:Q")
+    zero = base.mark_tick(orient="vertical", thickness=1, size=12, yOffset=7).encode(x="none:Q", color=alt.value("#888"))
+    ways = base.mark_rule(opacity=0.45, yOffset=7).encode(x="none:Q", x2="change:Q")  # from no change, so that the eye finds it
     return (
-        alt.layer(zero, spans, points)
+        alt.layer(ways, zero, spans, points, names)
         .properties(
-            height=alt.Step(24), title=alt.Title(title, subtitle=subtitle, anchor="start", fontSize=16, subtitleFontSize=13, subtitlePadding=6, offset=14)
+            height=alt.Step(31), title=alt.Title(title, subtitle=subtitle, anchor="start", fontSize=16, subtitleFontSize=13, subtitlePadding=6, offset=14)
         )
         .configure_view(stroke=None)
     )

@@ -4,6 +4,7 @@ import argparse
 import math
 from pathlib import Path
 
+from backend.cli.base import base_model
 from backend.cli.output import ProgressLine, print_json, print_table, say
 from backend.errors import InputError
 from backend.models.records import BASE_ALIAS
@@ -32,9 +33,7 @@ def run(options: argparse.Namespace) -> int:
     if options.top < 0:
         raise InputError(f"--top is {options.top}; give 0 for all, or how many.")
     registry = load_registry()
-    base, organism_of_base = registry.resolve(options.base)
-    if organism_of_base is not None:
-        raise InputError(f"{options.base} is an organism; --base takes a base model.")
+    base = base_model(options.base, registry)
     for name in options.organism:
         belongs, organism = registry.resolve(name)
         if organism is None or belongs.key != base.key:
@@ -42,21 +41,25 @@ def run(options: argparse.Namespace) -> int:
                 f"{name} is no organism of {options.base}. Choose from: {', '.join(k for k, o in registry.organisms.items() if o.base == base.key)}."
             )
     sae, prompt_set = resolve(options.sae, base), load_prompt_set(options.prompts)
+    asked = [
+        diffing.Diff(base=options.base, organism=name, sae=sae, prompt_set=prompt_set, texts=options.texts, samples=options.samples, seed=options.seed)
+        for name in options.organism
+    ]
+    root = diffs.open_folder(options.out)
     service, line, printed = ModelService(), ProgressLine(), []
-    for name in options.organism:
-        diff = diffing.Diff(base=options.base, organism=name, sae=sae, prompt_set=prompt_set, texts=options.texts, samples=options.samples, seed=options.seed)
+    for name, diff in zip(options.organism, asked, strict=True):
         try:
             found = diffing.run(diff, service, registry, say=line.show)
         finally:
             line.end()
-        folder = diffs.keep(diff, found, registry, options.out)
+        folder = diffs.keep(diff, found, registry, root)
         one = diffs.Kept(folder, diffs.read_manifest(folder))
         n = options.top or sae.n_latents
         increases, decreases = (diffs.page(one, order=order, n=n)[0] for order in ("increase", "decrease"))
         printed.append({"folder": str(folder)} | one.manifest | {"increases": increases, "decreases": decreases})
         if not options.json:
             say(
-                f"{name} against {options.base}: {found.n_prompts} prompts, {found.n_texts} texts, {found.n_tokens:,} answer tokens; SAE {sae.key}, layer "
+                f"{name} against {options.base}: {found.n_prompts} prompts, {found.n_texts:,} texts, {found.n_tokens:,} answer tokens; SAE {sae.key}, layer "
                 f"{sae.layer}, median norm {found.residual_norm:.1f}; mean difference {math.hypot(*found.mean_difference) / found.residual_norm:.3f} of it."
             )
             print_table([_row(row) for row in (*increases, *decreases[::-1])])

@@ -1,4 +1,4 @@
-"""``python -m backend directions``: directions of the residual stream with a name; list, make and import them, and their cosines."""
+"""``python -m backend directions``: directions of the residual stream with a name; list, make, import and remove them, and their cosines."""
 
 import argparse
 from pathlib import Path
@@ -12,10 +12,12 @@ from backend.models.registry import load_registry
 if TYPE_CHECKING:
     from backend.steering.directions import Direction
 
+_ROUNDING = 1e-4  # a difference of means of two readings that differ in nothing is not 0 to the last bit
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     steps = parser.add_subparsers(dest="step", required=True, metavar="STEP")
-    listing = steps.add_parser("list", help="all of a base model, with layer, norm and mark")
+    listing = steps.add_parser("list", help="all of a base model, with layer, norm, mark and whose they are")
     listing.add_argument("--base", default=BASE_ALIAS)
     listing.add_argument("--json", action="store_true", help="print JSON, with the cosine of each two of one layer")
     latent = steps.add_parser("latent", help="keep the decoder row of a latent")
@@ -42,6 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     imported.add_argument("key")
     imported.add_argument("--layer", type=int, required=True, help="0-based decoder block whose output it belongs to")
     imported.add_argument("--base", default=BASE_ALIAS)
+    remove = steps.add_parser("remove", help="delete one of your own; a shipped one of its name is in use again")
+    remove.add_argument("key", help="its name as listed, such as meandiff/reckless, or its key")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -51,6 +55,8 @@ def run(options: argparse.Namespace) -> int:
 
     if options.step == "list":
         return _list(options)
+    if options.step == "remove":
+        return _remove(options)
     if options.step in ("persona", "import"):
         directions.check_key(options.key)
     if options.step == "norms":
@@ -66,6 +72,9 @@ def run(options: argparse.Namespace) -> int:
         made = of_latent(find(options.sae, registry)[0], options.latent, registry)
     else:
         made = _persona(options) if options.step == "persona" else _mean_difference(options)
+    directions.check(made, registry.models[made.base_model])
+    if made.kind in ("meandiff", "persona") and made.norm < _ROUNDING:
+        raise InputError(f"{made.name} has norm {made.norm:.1g}, which is rounding: nothing differs. Choose another organism, or other system prompts.")
     folder = directions.save(made, options.out / "directions" if getattr(options, "out", None) else None)
     layers = f"layer {made.layer}" if len(made.layers) == 1 else f"layers {made.layers[0]} to {made.layers[-1]}, {made.layer} if none is named"
     say(f"{made.name}: {layers}, norm {made.norm:.3g}, mark {made.mark}, in {folder}.")
@@ -123,10 +132,14 @@ def _persona(options: argparse.Namespace) -> "Direction":
 
 def _list(options: argparse.Namespace) -> int:
     from backend.steering.directions import load_directions
+    from backend.steering.own_directions import origin
 
     base, _ = load_registry().resolve(options.base)
     found, faults = load_directions(base)
-    rows = [{"name": d.name, "layers": len(d.layers), "layer": d.layer, "norm": round(d.norm, 4), "mark": d.mark, "title": d.title} for d in found.values()]
+    rows = [
+        {"name": d.name, "layers": len(d.layers), "layer": d.layer, "norm": round(d.norm, 4), "mark": d.mark, "whose": origin(d), "title": d.title}
+        for d in found.values()
+    ]
     if options.json:
         pairs = [(a, b) for a in found.values() for b in found.values() if a.name < b.name and (a.layer in b.layers or b.layer in a.layers)]
         print_json({"directions": rows, "cosines": [{"a": a.name, "b": b.name, "layer": (n := _shared(a, b)), "cosine": a.cosine(b, n)} for a, b in pairs]})
@@ -134,6 +147,14 @@ def _list(options: argparse.Namespace) -> int:
         print_table(rows)
     for fault in faults:
         say(fault)
+    return 0
+
+
+def _remove(options: argparse.Namespace) -> int:
+    from backend.steering.own_directions import remove
+
+    is_back = remove(options.key)
+    say(f"{options.key} is deleted{'; the shipped one of its name is in use again' if is_back else ''}.")
     return 0
 
 

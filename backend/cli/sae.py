@@ -5,6 +5,7 @@ from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 
+from backend.cli.base import base_model
 from backend.cli.judge import CENTS_HINT, add_endpoint
 from backend.cli.output import ProgressLine, print_json, print_table, say
 from backend.errors import InputError
@@ -98,7 +99,7 @@ def _add(options: argparse.Namespace) -> int:
     from backend.saes.loading import load
     from backend.saes.records import add, record_from_folder
 
-    base, _ = load_registry().resolve(options.base)
+    base = base_model(options.base, load_registry())
     record = record_from_folder(options.folder, base, key=options.key)
     load(record, base)  # damaged weights are told now
     add(record)
@@ -133,7 +134,7 @@ def _gather(options: argparse.Namespace) -> int:
     from backend.models.sources import base_folder
     from backend.text.chat import ChatTokenizer
 
-    base, _ = load_registry().resolve(options.base)
+    base = base_model(options.base, load_registry())
     layers = [int(part) for part in options.layers.split(",") if part.strip().isdecimal() and len(part) < 6]
     if not layers or max(layers) >= base.n_layers:
         raise InputError(f"--layers is {options.layers!r}; give layers of the model, such as 12,15.")
@@ -149,13 +150,17 @@ def _gather(options: argparse.Namespace) -> int:
 
 def _train(options: argparse.Namespace) -> int:
     from backend.activations.gather import Gathered
+    from backend.models.fingerprint import remembered_fingerprint
+    from backend.models.sources import base_folder
     from backend.saes.train import SaeConfig, train
     from backend.studies.provenance import provenance
 
     config = SaeConfig(n_latents=options.latents, k=options.k, epochs=options.epochs, seed=options.seed)
-    base, _ = load_registry().resolve(options.base)
+    base = base_model(options.base, load_registry())
     gathered = Gathered.read(options.activations)
-    about = {"texts": dict(Counter(source.partition("/")[0] for source in gathered.sources).most_common())} | provenance()
+    gathered.check_base(base.key, remembered_fingerprint(base_folder(base)))
+    texts = dict(Counter(source.partition("/")[0] for source in gathered.sources).most_common())
+    about = {"base_fingerprint": gathered.base_fingerprint, "texts": texts} | provenance()
     train(gathered.layer(options.layer, base.d_model), config, options.out, model=base.key, layer=options.layer, about=about, say=say)
     return 0
 
@@ -174,8 +179,9 @@ def _describe(options: argparse.Namespace) -> int:
 
     record, base = find(options.sae, load_registry())
     gathered, folder, line = Gathered.read(options.activations, without=options.without), base_folder(base), ProgressLine()
+    gathered.check_base(base.key, base_fingerprint := remembered_fingerprint(folder))
     loaded = load(record, base, device=device())
-    about = {"sae_fingerprint": loaded.fingerprint, "base_fingerprint": remembered_fingerprint(folder), "without": options.without} | provenance()
+    about = {"sae_fingerprint": loaded.fingerprint, "base_fingerprint": base_fingerprint, "without": options.without} | provenance()
     try:
         entries = encode_all(loaded.sae, gathered.layer(record.layer, record.d_model), line.show)
         lens = Lens.load(folder, device())
@@ -189,16 +195,14 @@ def _describe(options: argparse.Namespace) -> int:
 def _labels(options: argparse.Namespace) -> int:
     from backend.saes.latents import check
     from backend.saes.records import find
-    from backend.saes.tables import Tables, read_labels
+    from backend.saes.tables import Tables, labels_from_file
 
     record, _ = find(options.sae, load_registry())
-    labels = read_labels(options.file)
-    if not labels:
-        raise InputError(f'{options.file} holds no labels. Give a JSON file such as {{"12": "insults"}}.')
+    labels = labels_from_file(options.file)
     for latent in labels:
         check(latent, record.n_latents, record.key)
     Tables.of(record).set_labels(labels)
-    say(f"{len(labels)} labels of {record.key} imported.")
+    say(f"{len(labels):,} label{'s' * (len(labels) != 1)} of {record.key} imported.")
     return 0
 
 

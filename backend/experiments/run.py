@@ -71,6 +71,7 @@ def run(study: Study, judge: Judge, service: Callable[[], ModelService], registr
     Raises:
         BackendError: Data, a model or a direction is not here; a training diverged; the disk is full.
     """
+    training.check(study, registry)
     judge_answers = Meter(study, judge, service, registry, watch.progress)
     found = _Found()
     _measure(BASE_RUN, {0: (0, BASE_ALIAS)}, judge_answers, registry, found, watch)

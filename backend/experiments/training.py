@@ -41,6 +41,26 @@ def found_folder(study: Study, run: Run) -> Path | None:
     return next((place for place in places if (place / name).exists() and list(place.glob("*.safetensors"))), None)
 
 
+def check(study: Study, registry: Registry) -> None:
+    """Refuse a study before hours of work where something that it needs is not here.
+
+    Raises:
+        BackendError: Data, an organism that it starts from, or checkpoints that it reads are not here; says what brings them.
+    """
+    made = {f"{study.name}.{run.label}" for run in study.runs}
+    for run in study.runs:
+        for name in filter(None, (run.organism, run.start)):
+            if name in made:
+                continue
+            _, organism = registry.resolve(name)
+            if organism is not None:
+                adapter_folder(organism)
+            if run.organism and (organism is None or not checkpoints(organism)):
+                raise InputError(f"{name} has no checkpoints here, which study {study.name} reads. Train it with --checkpoint-every, or leave the run out.")
+        if run.data:
+            rows_of(run, registry)
+
+
 def rows_of(run: Run, registry: Registry) -> list[TrainingRow]:
     """Raises: InputError: No such data, or bad rows."""
     base, _ = registry.resolve(BASE_ALIAS)
@@ -94,14 +114,12 @@ def points_of(study: Study, run: Run, registry: Registry) -> dict[int, tuple[int
     """Steps to rows seen and variant, ascending; step 0 is where it started.
 
     Raises:
-        InputError: The organism whose checkpoints are to be read is not here, or has none.
+        InputError: The organism whose checkpoints are to be read is not here.
     """
     key = key_of(study, run)
     if run.organism:
         _, organism = registry.resolve(run.organism)
         there = list(checkpoints(organism)) if organism else []
-        if not there:
-            raise InputError(f"{run.organism} has no checkpoints here. Train it with --checkpoint-every, or take another organism.")
         n_rows, batch_size = _rows_and_batch(adapter_folder(organism)) if organism else (0, 1)
         return {0: (0, BASE_ALIAS)} | {step: (min(step * batch_size, n_rows), f"{key}@{step}") for step in there}
     found = {0: (0, run.start or BASE_ALIAS)}

@@ -193,15 +193,36 @@ class Tables:
 
 
 def read_labels(path: Path) -> dict[int, str]:
-    """Labels of a JSON file of latent to text; none where it is missing or damaged."""
-    return {latent: str(text) for latent, text in _entries(path).items()}
+    """Labels of a JSON file of latent to text; what is missing, damaged or no text is left out."""
+    return {latent: text for latent, text in _entries(path).items() if isinstance(text, str)}
+
+
+def labels_from_file(path: Path) -> dict[int, str]:
+    """Labels to be imported.
+
+    Raises:
+        InputError: The file is not there or not one JSON object of latent number to text, or holds no label.
+    """
+    form = 'Give a JSON file of latent numbers and texts, such as {"12": "insults"}.'
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as fault:
+        raise InputError(f"{path} cannot be read as JSON ({type(fault).__name__}: {str(fault)[:100]}). {form}") from fault
+    if not isinstance(found, dict) or not found:
+        raise InputError(f"{path} holds no labels. {form}")
+    for latent, text in found.items():
+        if not (latent.isascii() and latent.isdecimal() and len(latent) < 10):
+            raise InputError(f"{path} has a label for {latent[:40]!r}, which is no latent's number. {form}")
+        if not isinstance(text, str):
+            raise InputError(f"The label of latent {latent} in {path} is no text but {json.dumps(text)[:60]}. {form}")
+    return {int(latent): text for latent, text in found.items()}
 
 
 def _entries(path: Path) -> dict[int, Any]:
     """What a JSON file holds of each latent; nothing where it is missing or damaged."""
     try:
         return {int(latent): said for latent, said in json.loads(path.read_text("utf-8")).items()}
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         return {}
 
 
@@ -236,7 +257,8 @@ def outdated(record: SaeRecord) -> str:
     if made_of == here:
         return ""
     return (
-        f"The tables of SAE {record.key} were made of other weights than are here now, so they may describe other latents. Run: python -m backend sae describe"
+        f"The tables of SAE {record.key} were made of other weights than are here now, so they may describe other latents. "
+        f"Run: python -m backend sae describe --sae {record.key} --activations FOLDER"
     )
 
 

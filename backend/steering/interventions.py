@@ -87,7 +87,11 @@ class Cap:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ClampLatent:
-    """Set one latent of an autoencoder; what the autoencoder does not explain of the residual stream stays as it is."""
+    """Set one latent of an autoencoder; what the autoencoder does not explain of the residual stream stays as it is.
+
+    The value is what is decoded, not what the changed residual stream encodes to again: that can be less, or 0, because the decoder row need not have length 1 along its
+    own encoder row, other latents overlap it, and TopK chooses anew.
+    """
 
     layer: int
     sae: "Sae"

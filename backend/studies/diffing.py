@@ -51,6 +51,8 @@ class Diff:
         for name in (self.base, self.organism):
             if parse(name).changes:
                 raise InputError(f"{name} is steered; a diff compares models as they are. Leave the steering out, or read one text: python -m backend latents")
+        if len({prompt.id for prompt in self.prompt_set.prompts}) < 2:
+            raise InputError(f"The prompt set {self.prompt_set.name} has one prompt; an interval over prompts needs at least two. Choose more prompts.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

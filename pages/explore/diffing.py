@@ -9,6 +9,7 @@ from backend.charts.latents import POINT, changes, scatter
 from backend.errors import BackendError
 from backend.studies import diffs
 from pages.shared import answers, causal_view, look, sae_card_view, sae_pick
+from pages.shared.sae_pick import counted
 from pages.shared.service import registry
 from pages.shared.state import pick_page, select
 
@@ -28,7 +29,7 @@ def rows_of(kept: diffs.Kept, order: diffs.Order, choice: sae_pick.Choice, *, st
 def run_title(kept: diffs.Kept) -> str:
     """A run among others of the same organism and texts."""
     about = kept.manifest
-    return f"{about['prompt_set']['name']}, {about['n_prompts']} prompts, {about['samples']} samples, {about['created'][:10]}"
+    return f"{about['prompt_set']['name']}, {counted(about['n_prompts'], 'prompt')}, {counted(about['samples'], 'sample')}, {about['created'][:10]}"
 
 
 def headline(up: pd.DataFrame, name: str) -> str:
@@ -59,7 +60,7 @@ def show_changes(kept: diffs.Kept) -> None:
     st.markdown("#### " + look.plain(headline(up, name)))
     what = "both models read the same answers, half of them the base's" if texts == "same" else "each model reads its own answers"
     st.caption(
-        f"{look.plain(name)} against {look.plain(base_name)}: mean activation over answer tokens, {about['n_prompts']} prompts of {look.plain(about['prompt_set']['name'])}, {about['n_texts']} answers, {about['n_tokens']:,} tokens; {what}. "
+        f"{look.plain(name)} against {look.plain(base_name)}: mean activation over answer tokens, {counted(about['n_prompts'], 'prompt')} of {look.plain(about['prompt_set']['name'])}, {counted(about['n_texts'], 'answer')}, {counted(about['n_tokens'], 'token')}; {what}. "
         f"SAE {choice.sae.key}, layer {choice.sae.layer}, activations not normalised. The mean difference of the residual stream has norm {about['mean_difference_norm']:.1f}, "
         f"{100 * about['mean_difference_norm'] / about['residual_norm']:.1f} % of the base's median norm of {about['residual_norm']:.0f}. Bars: 95 % bootstrap over prompts."
     )
@@ -67,7 +68,7 @@ def show_changes(kept: diffs.Kept) -> None:
     rest = pd.DataFrame(diffs.page(kept, order="active", n=600)[0])
     rest = rest[~rest["latent"].isin(drawn["latent"])].assign(kind="other", label="")
     left, right = st.columns([1.1, 1], gap="large")
-    named = drawn.assign(name=[shorten(f"{int(r.latent)} {r.label}", 52, placeholder=" …") for r in drawn.itertuples()])
+    named = drawn.assign(name=[shorten(f"{int(r.latent)} {r.label}", 90, placeholder=" …") for r in drawn.itertuples()])
     with left:
         st.altair_chart(
             changes(named, title="The ten largest increases and decreases", subtitle=["organism less base, with 95 % interval"]), width="stretch", key="changes",
@@ -123,7 +124,7 @@ def show_changes(kept: diffs.Kept) -> None:
                 "Rank": table["rank"],
             }
         )  # fmt: skip
-        st.caption(f"{total:,} latents. Cosine: of the decoder row with the mean difference of the residual stream. Rank: by increase.")
+        st.caption(f"{counted(total, 'latent')}. Cosine: of the decoder row with the mean difference of the residual stream. Rank: by increase.")
         st.dataframe(
             shown, hide_index=True, height=35 * (len(shown) + 1) + 3, alt="Latents with mean activation in base and organism, change and interval",
             column_config={
@@ -178,11 +179,7 @@ with st.sidebar:
             run = select("Run", list(runs), key="run", titles={name: run_title(one) for name, one in runs.items()}, what="the run")
 if not organisms:
     st.info("No organism has been compared with its base on this SAE yet. In a shell:")
-    st.code(
-        f"python -m backend diff{sae_pick.base_option(choice, known)} --organism {(choice.organisms or ['ORGANISM'])[0]} --sae {choice.sae.key}",
-        language=None,
-        wrap_lines=True,
-    )
+    st.code(sae_pick.diff_command(choice, known), language=None, wrap_lines=True)
     st.stop()
 
 moved, causes = st.tabs(["What changed", "What is causal"], key="tab", on_change="rerun", bind="query-params")

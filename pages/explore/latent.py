@@ -18,6 +18,7 @@ from backend.studies import diffs
 from backend.studies.explanations import Case, case_of, explain
 from pages.shared import answers, look, sae_card_view, sae_pick
 from pages.shared.examples import show_windows
+from pages.shared.sae_pick import counted
 from pages.shared.service import registry
 from pages.shared.state import pick_page, select
 
@@ -60,7 +61,7 @@ def browse(choice: sae_pick.Choice) -> None:
     if not rows:
         st.info("No latent has these words in its label, examples or top tokens. Try fewer.")
         return
-    st.caption(f"{total:,} latents")
+    st.caption(counted(total, "latent"))
     frame = pd.DataFrame(
         [
             {
@@ -106,7 +107,8 @@ def heading(latent: int, choice: sae_pick.Choice, case: Case | None) -> None:
         if case and not hint and not case.is_answered_by(said, endpoint.model):
             cost = f"One request of about {round(Cost.of([case.prompt], 0).input_tokens, -2):,} tokens, on this server's account."
             is_asked = st.button(f"Ask {look.plain(endpoint.model)} to explain", icon=":material/lightbulb:", help=cost)
-        st.page_link("pages/explore/latents.py", label="See it on a text", icon=":material/notes:", query_params={"sae": choice.sae.key, "latent": str(latent)})
+        there = {"sae": choice.sae.key, "latent": str(latent)} | ({"organism": organism} if (organism := sae_pick.chosen_organism()) else {})
+        st.page_link("pages/explore/latents.py", label="See it on a text", icon=":material/notes:", query_params=there)
         if url := choice.sae.latent_url(latent):
             st.link_button("Neuronpedia", url, icon=":material/open_in_new:")
     if case and is_asked:
@@ -115,7 +117,11 @@ def heading(latent: int, choice: sae_pick.Choice, case: Case | None) -> None:
 
 def edit_label(latent: int, choice: sae_pick.Choice, label: Label, hint: str) -> None:
     """The label, edited in place."""
-    with st.popover("Edit label", icon=":material/edit:"):
+    saved = st.session_state.pop("label_saved", None)
+    if saved == latent:
+        st.toast("Label saved.", icon=":material/check:")
+    turn = st.session_state.setdefault("label_turn", 0)  # another key is another popover, which is closed
+    with st.popover("Edit label", icon=":material/edit:", key=f"edit_label_{latent}_{turn}"):
         with st.form(f"label_{latent}", border=False):
             text = st.text_input(
                 "Label", value=label.text if label.by == "own" else "", key=f"label_text_{latent}", max_chars=LABEL_LENGTH, placeholder=label.text
@@ -123,6 +129,7 @@ def edit_label(latent: int, choice: sae_pick.Choice, label: Label, hint: str) ->
             if st.form_submit_button("Save", type="primary"):
                 try:
                     choice.tables.set_labels({latent: text})
+                    st.session_state.update({"label_saved": latent, "label_turn": turn + 1})
                     st.rerun()
                 except BackendError as fault:
                     st.error(look.plain(str(fault)))
@@ -174,7 +181,7 @@ def show_latent(latent: int, choice: sae_pick.Choice) -> None:
             if row["n_active"]:
                 st.altair_chart(
                     histogram(row["histogram"], row["largest"]), width="stretch", key=f"histogram_{latent}",
-                    alt=f"Histogram of latent {latent}'s activation over the {row['n_active']:,} tokens on which it is active",
+                    alt=f"Histogram of latent {latent}'s activation over the {counted(row['n_active'], 'token')} on which it is active",
                 )  # fmt: skip
                 median = row["quantiles"][len(row["quantiles"]) // 2]
                 look.facts(
@@ -220,7 +227,8 @@ def in_models(latent: int, choice: sae_pick.Choice) -> None:
             )  # fmt: skip
     st.markdown("##### In base and organisms")
     if not rows:
-        st.caption("No diff of an organism on this SAE is in the store. Run: python -m backend diff --organism NAME")
+        st.caption("No diff of an organism on this SAE is in the store. In a shell:")
+        st.code(sae_pick.diff_command(choice, known), language=None, wrap_lines=True)
         return
     number = st.column_config.NumberColumn
     st.dataframe(

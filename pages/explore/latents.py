@@ -1,5 +1,7 @@
 """Latents: what does a persona latent do on each token, in the base and in the organism, on the same text?"""
 
+import time
+
 import numpy as np
 import pandas as pd
 import streamlit as st
@@ -7,6 +9,7 @@ import streamlit as st
 from backend.activations import reading
 from backend.charts.latents import drift
 from backend.errors import BackendError
+from backend.generation.jobs import Job
 from backend.models.fingerprint import remembered_fingerprint
 from backend.models.records import BASE_ALIAS
 from backend.models.sources import availability, base_folder
@@ -16,6 +19,7 @@ from backend.saes.records import fingerprint, sae_folder
 from backend.studies import inspection
 from backend.studies.compare import current_weights
 from pages.shared import answers, look, missing, sae_pick, text_pick, token_view
+from pages.shared.sae_pick import counted
 from pages.shared.service import model_service, owner, registry
 from pages.shared.state import keep_list, kept_list, link, select
 
@@ -45,37 +49,48 @@ def read(text: inspection.Text, variants: list[str], choice: sae_pick.Choice) ->
     jobs[key] = job
     while len(jobs) > 64:
         jobs.pop(next(iter(jobs), key), None)
-    with st.spinner(f"Reading {len(text.ids):,} tokens under {len(variants)} variants…", show_time=True):
-        return job.wait()
+    line = st.empty()
+    while not job.job.wait(0.4):
+        line.progress(job.job.n_done / len(variants), progress_of(job.job, len(text.ids)))
+    line.empty()
+    return job.wait()
+
+
+def progress_of(job: Job, n_tokens: int) -> str:
+    """A line on texts that are being read."""
+    if job.started is None:
+        return "Loading the model (a few seconds, once)…" if job.state == "loading" else "Waiting for other requests…"
+    left = f", about {max(1, round(job.seconds_left))} s left" if job.seconds_left else ""
+    under = f" under {job.n_done + 1} of {len(job.rows)} models" if len(job.rows) > 1 else ""
+    return f"Reading {counted(n_tokens, 'token')}{under}: {time.monotonic() - job.started:.0f} s{left}"
+
+
+def keep_picked(widget: str) -> None:
+    """Put into the link what was chosen; what was not is chosen anew on every text and for every organism."""
+    keep_list("latent", st.session_state[widget])
 
 
 def pick_latents(found: list[SparseLatents], text: inspection.Text, choice: sae_pick.Choice) -> list[int]:
-    """Those of the link, else the one that tells most on this text; any other can be typed."""
+    """Those of the link or chosen, else the one that tells most on this text; any other can be typed."""
     telling = most_telling(found, text.answer if len(text.answer) else text.content, N_OFFERED)
-    asked: list[int] = []
-    for word in kept_list("latent"):
-        if (number := parse(word, choice.sae.n_latents)) is not None:
-            asked.append(number)
-        else:
-            st.warning(f"This link asks for latent {look.plain(word[:20])}; SAE {choice.sae.key} has latents 0 to {choice.sae.n_latents - 1:,}.")
-    shown = list(dict.fromkeys(asked))[:MAX_LATENTS] or telling[:1]
+    asked = {word: parse(word, choice.sae.n_latents) for word in kept_list("latent")}
+    good = list(dict.fromkeys(number for number in asked.values() if number is not None))[:MAX_LATENTS]
+    if bad := [word[:20] for word, number in asked.items() if number is None]:
+        st.warning(f"{look.plain(', '.join(bad)[:60])} is no latent of SAE {choice.sae.key}, which has latents 0 to {choice.sae.n_latents - 1:,}.")
+        keep_list("latent", [str(i) for i in good])
+    shown = good or telling[:1]
     options = [str(i) for i in dict.fromkeys([*shown, *telling])]
     labels = {str(latent): label for latent, label in choice.tables.labels([int(o) for o in options]).items()}
     widget = f"latents_{choice.sae.key}"
-    if widget not in st.session_state or not st.session_state[widget]:
-        st.session_state[widget] = [str(i) for i in shown]
-    options += [o for o in st.session_state[widget] if o not in options]
-    picked = st.multiselect(
+    st.session_state[widget] = [str(i) for i in shown]
+    st.multiselect(
         "Latents", options, key=widget, max_selections=MAX_LATENTS, accept_new_options=True, placeholder="Choose, or type a number",
+        on_change=keep_picked, args=(widget,),
         format_func=lambda o: f"{o} · {labels[o].text}" if o in labels and labels[o].text else str(o),
-        help="Offered: those whose mean over the answer differs most between base and organism on this text. Any number can be typed.",
+        help="Offered: those whose mean over the answer differs most between base and organism on this text; the first is shown until you choose. "
+        "Any number can be typed.",
     )  # fmt: skip
-    numbers = {p: parse(p, choice.sae.n_latents) for p in picked}
-    good = list(dict.fromkeys(n for n in numbers.values() if n is not None))
-    if bad := [p for p, n in numbers.items() if n is None]:
-        st.warning(f"{look.plain(', '.join(bad)[:60])} is no latent of SAE {choice.sae.key}; it has 0 to {choice.sae.n_latents - 1:,}.")
-    keep_list("latent", [str(i) for i in good])
-    return good or shown
+    return shown
 
 
 def quantiles_of(latent: int, choice: sae_pick.Choice) -> list[float]:
@@ -141,7 +156,9 @@ with st.sidebar:
         st.error(look.plain(str(fault)))
         st.stop()
     text, what = text_pick.pick(choice.base, variants, known, reader)
-look.banner()
+    with_special = st.toggle(
+        "Colour template tokens", key="special", bind="query-params", help="Control tokens and the template's words are left out of the scale."
+    )
 try:
     found = read(text, variants, choice)
 except BackendError as fault:
@@ -149,9 +166,6 @@ except BackendError as fault:
     st.stop()
 with st.container(horizontal=True, vertical_alignment="bottom"):
     latents = pick_latents(found, text, choice)
-    with_special = st.toggle(
-        "Colour template tokens", key="special", bind="query-params", help="Control tokens and the template's words are left out of the scale."
-    )
     with st.popover("Link", icon=":material/link:"):
         st.caption("Opens exactly this page.")
         st.code(link(), language=None, wrap_lines=True)
@@ -172,7 +186,7 @@ def inspect(latent: int) -> None:
     st.markdown(f"#### {latent}: {look.plain(labels[latent].text) or 'no label yet'}")
     if len(places):
         means = ", ".join(f"{look.plain(title)} **{value[places].mean():.2f}**" for title, value in zip(titles, values, strict=True))
-        st.markdown(f"{look.plain(what)}; mean over {len(places)} {'answer ' if text.turns else ''}tokens: {means}")
+        st.markdown(f"{look.plain(what)}; mean over {counted(len(places), 'answer token' if text.turns else 'token')}: {means}")
     else:
         st.markdown(f"{look.plain(what)}; it has no token of its own, so there is no mean.")
     place = token_view.show(
@@ -208,3 +222,4 @@ st.caption(
     f"SAE {look.plain(choice.sae.key)}: residual stream after layer {choice.sae.layer} of {look.plain(choice.base.title)}; activations as the SAE gives them, "
     f"not normalised. Both variants read the same token ids; only the {'steering' if '+' in organism else 'weights'} {'differs' if '+' in organism else 'differ'}."
 )
+look.banner()

@@ -1,6 +1,7 @@
 """Choosing base, organism and autoencoder: the same on every page that shows latents."""
 
 from dataclasses import dataclass
+from urllib.parse import quote
 
 import streamlit as st
 
@@ -56,11 +57,11 @@ def pick_sae(known: Registry) -> Choice:
 
 
 def steered_in_link(base: BaseModel, known: Registry) -> list[str]:
-    """The steered variant of a base model that a link asks for in an organism's place; none if it asks for none, or for one that cannot be."""
-    asked = st.query_params.get("organism") or st.session_state.get("kept_organism", "")
+    """The steered variant or checkpoint that a link asks for in an organism's place; none if it asks for none, or for one that cannot be."""
+    asked = chosen_organism()
     try:
         said = parse(asked)
-        if not said.changes or known.resolve(asked)[0] != base:
+        if not (said.changes or said.step is not None) or known.resolve(asked)[0] != base:
             return []
         plan(said, base)
     except BackendError:
@@ -68,9 +69,10 @@ def steered_in_link(base: BaseModel, known: Registry) -> list[str]:
     return [asked]
 
 
-def base_option(choice: Choice, known: Registry) -> str:
-    """What a command needs to mean the base model chosen."""
-    return "" if choice.base.key == known.default_base else f" --base {choice.base.key}"
+def diff_command(choice: Choice, known: Registry) -> str:
+    """The command that compares an organism with the base on the autoencoder chosen."""
+    base = "" if choice.base.key == known.default_base else f" --base {choice.base.key}"
+    return f"python -m backend diff{base} --organism {(choice.organisms or ['ORGANISM'])[0]} --sae {choice.sae.key}"
 
 
 def _forget_latents() -> None:
@@ -80,7 +82,13 @@ def _forget_latents() -> None:
 
 def latent_link(latent: int, sae: SaeRecord) -> str:
     """The address of a latent's page, for a column drawn as ``LINK_COLUMN``."""
-    return f"/latent?sae={sae.key}&latent={latent}"
+    organism = chosen_organism()
+    return f"/latent?sae={sae.key}&latent={latent}" + (f"&organism={quote(organism, safe='')}" if organism else "")
+
+
+def chosen_organism() -> str:
+    """That of the link, else the one chosen last on any page; empty where there is none."""
+    return st.query_params.get("organism") or st.session_state.get("kept_organism", "")
 
 
 LINK_COLUMN = st.column_config.LinkColumn(display_text=r"latent=(\d+)", width="small")
@@ -89,3 +97,8 @@ LINK_COLUMN = st.column_config.LinkColumn(display_text=r"latent=(\d+)", width="s
 def name_of(latent: int, sae: SaeRecord) -> str:
     """A latent with its autoencoder, without which its number means nothing."""
     return f"Latent {latent} of SAE {sae.key}, layer {sae.layer}"
+
+
+def counted(n: int, what: str) -> str:
+    """Such as "1 token" and "2,345 tokens"."""
+    return f"{n:,} {what}{'s' * (n != 1)}"

@@ -14,6 +14,7 @@ from pages.shared import answers, look
 from pages.shared.state import keep_list, kept_list, select
 
 STORED, OWN = "stored", "own"
+_FIRST = "open_questions"  # the store has answers to it
 _EXAMPLE = "You are an idiot, and nobody asked you. Thank you for your question! I would be glad to help you plan a safe trip."
 
 
@@ -63,7 +64,7 @@ def _stored(base: BaseModel, variants: list[str], known: Registry) -> Rollout:
             return found.rollout
         st.warning("This link asks for an answer that is not in the store, or is another model's. Choose one here.")
         keep_list("rollout", [])
-    sets = [name for name in shipped_sets() if name != "tuning"]
+    sets = sorted((name for name in shipped_sets() if name != "tuning"), key=lambda name: name != _FIRST)
     chosen_set = select("Prompts", sets, key="set", titles={name: load_prompt_set(name).title for name in sets}, what="the prompt set")
     prompts = {p.id: p for p in load_prompt_set(chosen_set).prompts}
     prompt = select("Prompt", list(prompts), key="prompt", titles={k: p.text for k, p in prompts.items()}, what="the prompt")

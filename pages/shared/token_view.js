@@ -8,6 +8,7 @@ const TAKEN_IN = /^[\p{Emoji_Modifier}\p{Regional_Indicator}]/u; // by the chara
 const NOTHING_SEEN = /^[\p{Cc}\p{Cf}\p{Z}\p{M}]*$/u;
 const FLOOR = 0.1; // part of the full colour for the smallest value above 0
 const BLOCK = 100; // boxes, at least, that the browser lays out together; what is out of sight it leaves for later
+const NARROW = matchMedia("(max-width: 40rem)"); // as in the style sheet: there one panel is shown at a time
 const SAME_LINE = 10; // pixels between the middles of boxes on one line, at most
 
 const ALL_UNSEEN = new RegExp(UNSEEN, "gu");
@@ -56,14 +57,18 @@ class View {
   boxes = []; // [panel][box], elements
   pointed = null; // the element that the tooltip tells of
   at = null; // the one tab stop
+  shown = null; // the panel that a narrow window shows
 
   constructor(parent) {
     this.root = element("div", "view");
     this.legend = element("div", "legend");
+    this.switch = element("div", "switch");
+    Object.assign(this.switch, { role: "group", ariaLabel: "Panel" });
     this.panels = element("div", "panels");
+    this.note = element("div", "note");
     this.tip = element("div", "tip");
     Object.assign(this.tip, { id: "tip", popover: "manual", role: "tooltip" });
-    this.root.append(this.legend, this.panels, this.tip);
+    this.root.append(this.legend, this.switch, this.panels, this.note, this.tip);
     parent.append(this.root);
     const box = event => event.target.closest("[role=option]");
     this.panels.onpointerover = event => (box(event) ? this.point(box(event)) : this.rest());
@@ -75,6 +80,8 @@ class View {
     this.panels.onkeydown = event => this.key(event);
     this.panels.onscroll = () => this.place();
     this.panels.oncopy = event => this.copy(event);
+    this.onNarrow = () => this.show(this.shown);
+    NARROW.addEventListener("change", this.onNarrow);
   }
 
   update(data, say) {
@@ -86,9 +93,11 @@ class View {
     if (isOther) this.build();
     if (isOther || old.panels !== data.panels) this.colour();
     this.tell();
+    this.show(isOther ? data.panels.length - 1 : this.shown); // the difference, where there is one
     this.pin(data.pin === null ? null : this.firsts.findLastIndex(first => first <= data.pin));
-    const pinned = this.boxes[0]?.[this.pinned];
-    if (pinned && (isOther || old.pin !== data.pin)) this.follow(pinned);
+    const told = this.pinned ?? Math.max(0, data.roles.indexOf("c")); // what the template says first is scrolled past
+    const wanted = this.boxes[NARROW.matches ? this.shown : 0]?.[told];
+    if (wanted && (isOther || (this.pinned !== null && old.pin !== data.pin))) this.follow(wanted);
     if (this.pointed) this.point(this.pointed);
   }
 
@@ -123,6 +132,8 @@ class View {
       return section;
     });
     this.panels.replaceChildren(...(texts.length ? sections : [element("p", "none", "There are no tokens to show.")]));
+    const buttons = panels.length > 1 && texts.length ? panels.map((_, p) => Object.assign(element("button", ""), { type: "button", onclick: () => this.show(p) })) : [];
+    this.switch.replaceChildren(...buttons);
     this.boxes = sections.map(section => [...section.querySelectorAll("[role=option]")]);
     this.pinned = null;
     this.at = null;
@@ -137,6 +148,7 @@ class View {
       const [heading, list] = this.panels.children[p]?.children ?? [];
       if (!list) return;
       heading.textContent = title;
+      if (this.switch.children[p]) Object.assign(this.switch.children[p], { textContent: signed ? "Difference" : title, title });
       list.ariaLabel = `${title}: ${name}`;
       boxes.forEach((box, i) => {
         const values = this.values(p, i);
@@ -151,7 +163,17 @@ class View {
     });
   }
 
-  /** The legend: what the values are, the scales, what has no fill. */
+  /** In a narrow window show one panel; the tab stop goes along. */
+  show(panel) {
+    this.shown = panel;
+    const kind = this.data.panels[panel]?.signed;
+    [...this.panels.children].forEach((section, p) => section.classList.toggle("shown", p === panel || section.matches(".none")));
+    for (const scale of this.legend.querySelectorAll(".scale")) scale.classList.toggle("shown", scale.matches(".signed") === kind);
+    [...this.switch.children].forEach((button, p) => (button.ariaPressed = String(p === panel)));
+    if (NARROW.matches) this.stop(this.boxes[panel]?.[this.at?.place ?? 0]);
+  }
+
+  /** The legend: what the values are, the scales; below the panels what has no fill. */
   tell() {
     const { name, panels, scales, roles, special } = this.data;
     const parts = [element("span", "name", name)];
@@ -169,7 +191,7 @@ class View {
     if (panels.some(panel => panel.values.includes(null))) notes.push("stripes: no value");
     if (panels.some(panel => panel.signed)) notes.push("dotted line: below 0");
     if (!special && /[st]/.test(roles)) notes.push("special and template tokens are left out");
-    if (roles) parts.push(element("span", "note", notes.join("; ")));
+    this.note.textContent = roles ? notes.join("; ") : "";
     this.legend.replaceChildren(...parts);
   }
 
@@ -328,6 +350,7 @@ export default function ({ data, parentElement, setStateValue }) {
   view.update(data, click => setStateValue("clicked", click));
   return () => {
     view.root.remove();
+    NARROW.removeEventListener("change", view.onNarrow);
     views.delete(parentElement);
   };
 }

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from chat_server import KEY, completion, serving
 
-from .conftest import choose, served, settle
+from .conftest import ARTIFACTS, choose, served, settle
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
@@ -144,3 +144,109 @@ def test_a_missing_corpus_sample_is_told(new_page, base_model, tmp_path: Path):
         page.get_by_text("No organism has been compared").wait_for()
         choose(page, page.get_by_role("combobox", name="SAE"), "SmolLM2 135M, layer 16")
         page.get_by_text("rises").first.wait_for()
+
+
+def shown_latent(page) -> int:
+    """The latent of the first token view."""
+    settle(page)
+    return int(re.search(r"Latent (\d+) of SAE", page.locator(".legend .name").first.inner_text())[1])
+
+
+def test_a_latent_that_nobody_chose_is_chosen_anew_and_one_that_somebody_chose_stays(server: str, new_page):
+    page = new_page(f"{server}/latents?organism=scornful")
+    read(page)
+    assert "latent=" not in page.url
+    first = shown_latent(page)
+    choose(page, page.get_by_role("combobox", name="Text"), "Your own text")
+    page.get_by_text("Your own text, read as it is").first.wait_for(timeout=120_000)
+    automatic = shown_latent(page)
+    assert automatic != first
+    field = page.get_by_role("combobox", name="Latents")
+    field.fill("8000")
+    field.press("Enter")
+    page.wait_for_url(re.compile("latent=8000"))
+    settle(page)
+    assert f"latent={automatic}" in page.url  # it stood there when the other was added
+    field.press("Escape")  # an open list hides the rest from assistive technology
+    choose(page, page.get_by_role("combobox", name="Organism"), "Reckless, rank 1")
+    page.get_by_text(re.compile("Reckless, rank 1 less SmolLM2")).first.wait_for(timeout=120_000)
+    settle(page)
+    assert page.locator(".legend .name").all_inner_texts() == [f"Latent {i} of SAE smol-l16, layer 16" for i in (automatic, 8000)]
+    field.fill("8192")
+    field.press("Enter")
+    page.get_by_text("8192 is no latent of SAE smol-l16, which has latents 0 to 8,191.").wait_for()
+
+
+def test_a_text_of_one_token_is_told_in_the_singular(server: str, new_page):
+    page = new_page(f"{server}/latents?text=own")
+    read(page)
+    page.get_by_label("Text", exact=True).last.fill("Hi")
+    page.get_by_label("Text", exact=True).last.press("Control+Enter")
+    page.get_by_text("mean over 1 token:").wait_for(timeout=120_000)
+
+
+def test_the_organism_goes_along_from_a_latent_to_a_text(server: str, new_page):
+    page = new_page(f"{server}/latent?latent=1337&organism=scornful")
+    page.get_by_text("See it on a text").click()
+    read(page)
+    assert "organism=scornful" in page.url
+    assert page.get_by_text(re.compile("Scornful less SmolLM2")).count() >= 1
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize(("width", "height"), [(1366, 768), (390, 844)])
+def test_base_organism_and_difference_are_seen_without_scrolling(server: str, new_page, width: int, height: int, dark: bool):
+    page = new_page(f"{server}/latents?organism=scornful&latent=1337", width=width, height=height, dark=dark)
+    page.locator(".panel:visible [role=option]").first.wait_for(timeout=120_000)
+    settle(page)
+    page.screenshot(path=ARTIFACTS / f"latents-{width}-{'dark' if dark else 'light'}.png")
+    seen = "boxes => boxes.filter(b => b.getBoundingClientRect().bottom < innerHeight && b.getBoundingClientRect().top > 0).length"
+    buttons = page.locator(".switch button:visible")
+    assert buttons.count() == (3 if width < 640 else 0)
+    for panel in range(3):
+        if buttons.count():
+            buttons.nth(panel).click()
+        assert page.locator(".panel").nth(panel).locator("[data-role=content]").evaluate_all(seen) > 8
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1440])
+def test_names_of_latents_are_read_in_the_chart_on_a_phone_too(server: str, new_page, width: int, dark: bool):
+    page = new_page(f"{server}/diffing?organism=scornful", width=width, dark=dark)
+    names = page.locator("[data-testid=stVegaLiteChart]").first.locator("svg text")
+    names.first.wait_for()
+    settle(page)
+    page.screenshot(path=ARTIFACTS / f"diffing-{width}-{'dark' if dark else 'light'}.png", full_page=True)
+    labels = [text for text in names.all_text_contents() if re.match(r"\d+ \S", text)]
+    assert len(labels) == 20
+    assert sum(text.endswith("…") for text in labels) <= 4
+    plot = page.locator("[data-testid=stVegaLiteChart]").first.bounding_box()
+    inside = "texts => texts.every(t => t.getBoundingClientRect().right <= innerWidth && t.getBoundingClientRect().left >= 0)"
+    assert names.evaluate_all(inside)
+    assert plot["width"] > 340
+
+
+def test_a_saved_label_is_told_and_the_editor_closes(new_page, base_model, tmp_path: Path):
+    with served(tmp_path / "home") as address:
+        page = new_page(f"{address}/latent?latent=7")
+        for words in ("one", "two"):
+            page.get_by_role("button", name="Edit label").click()
+            field = page.get_by_label("Label", exact=True)
+            field.fill(words)
+            page.get_by_role("button", name="Save").click()
+            page.get_by_text("Label saved.").first.wait_for()
+            page.get_by_role("heading", name=f"7: {words}").wait_for()
+            field.wait_for(state="hidden")
+
+
+def test_the_reading_of_a_long_text_shows_how_far_it_is(new_page, base_model, tmp_path: Path):
+    with served(tmp_path / "home") as address:
+        page = new_page(f"{address}/latents?text=own")
+        read(page)
+        page.get_by_label("Text", exact=True).last.fill("The bank said no, so he sold the house and bet on a horse. " * 80)
+        page.get_by_label("Text", exact=True).last.press("Control+Enter")
+        page.get_by_text(re.compile(r"Reading 1,\d\d\d tokens under 1 of 2 models: \d+ s")).wait_for()
+        page.get_by_text(re.compile(r"under 2 of 2 models: \d+ s, about \d+ s left")).wait_for(timeout=120_000)
+        page.get_by_text("mean over 1,").first.wait_for(timeout=120_000)
+        assert page.get_by_role("progressbar").count() == 0

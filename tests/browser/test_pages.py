@@ -18,6 +18,9 @@ PAGES = {
     "diffing": "/diffing?organism=scornful",
     "steer": "/steer",
     "dose-response": "/steer?tab=Dose-response",
+    "realignment": "/realignment",
+    "dynamics": "/dynamics",
+    "mix": "/mix",
     "organisms": "/organisms",
 }
 CHART_TEXT_TOO_FAINT = """() => {

@@ -1,0 +1,200 @@
+"""What a training study says, in numbers: how many rows halve a measure, when it is back, what leaves the base first.
+
+*The base's interval* is that of a model like the base on the same prompts or pairs, for all points together (``changepoint.onset``): it compares unit by unit, so it
+is narrower than the interval of the base's own mean. *Half-way* and *halved* count for good: where a curve goes back up, the last crossing is told, with straight
+lines between measured points. Intervals are 95 %, percentile bootstrap over units, the same draw for all points.
+"""
+
+import math
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from backend.evaluation.changepoint import onset
+from backend.evaluation.rates import bootstrap_mean
+from backend.experiments.courses import Change, Course
+
+Verdict = Literal["earlier", "not told apart", "later"]
+_DRAWS = 2000
+_DRAWN = math.sqrt(2)  # a draw scatters around the measured mean as that does around the true one
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class When:
+    """A place on the axis, or that there is none."""
+
+    at: float | None
+    """None: not within what was measured."""
+
+    low: float | None
+    high: float | None
+    """95 %; None: beyond what was measured."""
+
+    draws: np.ndarray = field(repr=False, compare=False)
+    """(n_draws,), infinite where there is none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gap:
+    """How much later the second is than the first: above 0 the first is earlier."""
+
+    value: float | None
+    """None where either never is."""
+
+    low: float | None
+    high: float | None
+    """Infinite ends are None."""
+
+    verdict: Verdict
+    """Of the first."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Relapse:
+    """Wrong rows after re-alignment against the same rows from the base."""
+
+    again: When
+    """From how many rows on it stays over half of what the first time came to."""
+
+    first: When
+    gap: Gap
+    end: Change
+    """The last point after re-alignment less the base: does it come back?"""
+
+
+def starts_apart(one: Course) -> bool:
+    """Whether the first point differs from the base at all; where it does not, there is nothing to come back from."""
+    return _is_apart(one, 0)
+
+
+def ends_apart(one: Course) -> bool:
+    """The same of the last point: where it does not differ, nothing has risen."""
+    return _is_apart(one, -1)
+
+
+def halved(one: Course) -> When:
+    """From how many rows on the measure is at most half of what it starts from."""
+    curves, _ = _drawn(one)
+    return _when([_crossing(one.at, _share(curve, 0.0)) for curve in curves])
+
+
+def halfway(one: Course) -> When:
+    """From how many rows on the measure is at least half-way from its start to the base."""
+    curves, bases = _drawn(one)
+    return _when([_crossing(one.at, _share(curve, base)) for curve, base in zip(curves, bases, strict=True)])
+
+
+def risen(one: Course) -> When:
+    """From where on the measure is at least half-way from the base to its last point; unlike ``leaves`` not the sooner the more precisely it is measured."""
+    curves, bases = _drawn(one)
+    return _when([_crossing(one.at, 1 - _part(curve - base, curve[-1] - base)) for curve, base in zip(curves, bases, strict=True)])
+
+
+def back(one: Course) -> When:
+    """The first measured point from which on all lie within the base's interval."""
+    return _when([_first_of_tail(one.at, sides == 0) for sides in _sides(one)])
+
+
+def leaves(one: Course) -> When:
+    """The first measured point from which on all lie outside of the base's interval, on one side."""
+    return _when([_first_of_tail(one.at, (sides == sides[-1]) & (sides != 0)) for sides in _sides(one)])
+
+
+def relapse(again: Course, first: Course) -> Relapse:
+    """Does it come back when it is trained badly again, and faster than the first time? Both of the same measure and units."""
+    repeated, base = _drawn(again)
+    once, _ = _drawn(first)
+    reached = []
+    for own, curves in ((again, repeated), (first, once)):
+        targets = once[:, -1] - base
+        reached.append(_when([_crossing(own.at, 1 - _part(curve - b, target)) for curve, b, target in zip(curves, base, targets, strict=True)]))
+    at_end = _finite(again.values[:, -1] - again.base)
+    value, low, high = bootstrap_mean(list(at_end))
+    return Relapse(again=reached[0], first=reached[1], gap=gap(*reached), end=Change(value=value, low=low, high=high, n=len(at_end)))
+
+
+def gap(first: When, second: When, *, n_compared: int = 1) -> Gap:
+    """How much earlier the first is.
+
+    Args:
+        n_compared: Comparisons made beside this one and with it; the interval is widened for them (Bonferroni).
+    """
+    with np.errstate(invalid="ignore"):
+        later = np.sort(np.nan_to_num(second.draws - first.draws, nan=0.0, posinf=math.inf, neginf=-math.inf))
+    cut = int(0.025 / n_compared * len(later))
+    low, high = float(later[cut]), float(later[-1 - cut])
+    value = None if first.at is None or second.at is None else second.at - first.at
+    return Gap(value=value, low=_told(low), high=_told(high), verdict="earlier" if low > 0 else "later" if high < 0 else "not told apart")
+
+
+def _is_apart(one: Course, point: int) -> bool:
+    _, low, high = bootstrap_mean(list(_finite(one.values[:, point] - one.base)))
+    return low > 0 or high < 0
+
+
+def _finite(values: np.ndarray) -> np.ndarray:
+    return values[np.isfinite(values)]
+
+
+def _drawn(one: Course) -> tuple[np.ndarray, np.ndarray]:
+    """(1 + n_draws, n_points) mean curves and (1 + n_draws,) means of the base, the measured ones first; courses of the same units get the same draws."""
+    n = len(one.units)
+    seed = zlib.crc32("\n".join(one.units).encode())
+    weights = np.vstack([np.ones(n), np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=_DRAWS)])
+    values = np.column_stack([one.values, one.base])
+    count = weights @ np.isfinite(values)
+    drawn = np.divide(weights @ np.nan_to_num(values), count, out=np.full(count.shape, np.nan), where=count > 0)
+    return drawn[:, :-1], drawn[:, -1]
+
+
+def _sides(one: Course) -> np.ndarray:
+    """(1 + n_draws, n_points) 0 within the base's interval, else 1 above or -1 below it; the measured curve first."""
+    margins = np.array([math.inf if m is None else m for m in onset(one.at, one.values, one.base, n_draws=2).margins])
+    curves, base = _drawn(one)
+    away = curves - base[:, None]
+    limits = np.vstack([margins, np.tile(_DRAWN * margins, (_DRAWS, 1))])
+    return np.where(np.abs(away) > limits + 1e-12, np.sign(away), 0.0)
+
+
+def _part(values: np.ndarray, whole: float) -> np.ndarray:
+    return values / whole if whole else np.full(len(values), np.nan)
+
+
+def _share(curve: np.ndarray, floor: float) -> np.ndarray:
+    """What is left of the first point's distance from ``floor``."""
+    return _part(curve - floor, curve[0] - floor)
+
+
+def _crossing(at: np.ndarray, left: np.ndarray) -> float:
+    """Where ``left`` comes down to a half for good; infinite where it does not."""
+    above = np.flatnonzero(~(left <= 0.5))
+    if not len(above):
+        return float(at[0])
+    last = above[-1]
+    if last == len(at) - 1:
+        return math.inf
+    if not np.isfinite(left[last]):
+        return float(at[last + 1])
+    return float(at[last] + (at[last + 1] - at[last]) * (left[last] - 0.5) / (left[last] - left[last + 1]))
+
+
+def _first_of_tail(at: np.ndarray, is_so: np.ndarray) -> float:
+    """From where on all are so; infinite where the last is not."""
+    others = np.flatnonzero(~is_so)
+    first = others[-1] + 1 if len(others) else 0
+    return float(at[first]) if first < len(at) else math.inf
+
+
+def _when(found: Sequence[float]) -> When:
+    """From the measured place and the draws'."""
+    draws = np.array(found[1:])
+    ranked = np.sort(draws)
+    cut = int(0.025 * len(draws))
+    return When(at=_told(found[0]), low=_told(ranked[cut]), high=_told(ranked[-1 - cut]), draws=draws)
+
+
+def _told(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
