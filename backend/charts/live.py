@@ -11,7 +11,7 @@ _HEIGHT = 200
 def loss(steps: pd.DataFrame, *, n_steps: int) -> alt.LayerChart:
     """Args: steps: Columns ``step, loss`` (nats a token)."""
     chart = alt.Chart(steps)
-    x = alt.X("step:Q", title="Step", scale=alt.Scale(domain=[0, n_steps], nice=False), axis=alt.Axis(grid=False))
+    x = alt.X("step:Q", title="Step", scale=alt.Scale(domain=[0, n_steps], nice=False), axis=alt.Axis(grid=False, tickMinStep=1, format="d"))
     y = alt.Y("loss:Q", title="Loss, nats a token", scale=alt.Scale(zero=False), axis=alt.Axis(tickCount=5))
     tooltip = [alt.Tooltip("step", title="Step"), alt.Tooltip("loss", title="Loss", format=".3f")]
     dots = chart.mark_point(filled=True, size=18, opacity=0.45, color=ROLES["organism"].colour).encode(x=x, y=y, tooltip=tooltip)

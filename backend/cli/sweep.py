@@ -21,6 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--random", type=int, default=8, help="random directions of equal norm in the same run")
     parser.add_argument("--prompts", default="open_questions", help="a shipped prompt set or a file of prompts")
     parser.add_argument("--samples", type=int, default=2, help="answers to each prompt at each dose")
+    parser.add_argument("--temperature", type=float, default=0.7, help="0 takes the likeliest token, which is calmer and gives each prompt one answer")
     parser.add_argument("--max-new-tokens", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--name", help="of the result (default: made of model and direction)")
@@ -43,7 +44,7 @@ def run(options: argparse.Namespace) -> int:
         raise InputError(f"The name {name!r} is not allowed. Use lower-case letters, digits, '.', '_' and '-'.")
     asked = sweep.Sweep(
         name=name, sources=sources, directions=tuple(options.direction), doses=parse_doses(options.doses), n_random=options.random,
-        prompt_set=load_prompt_set(options.prompts), samples=options.samples, sampling=Sampling(max_new_tokens=options.max_new_tokens), seed=options.seed,
+        prompt_set=load_prompt_set(options.prompts), samples=options.samples, sampling=Sampling(temperature=options.temperature, max_new_tokens=options.max_new_tokens), seed=options.seed,
     )  # fmt: skip
     say(f"{len(asked.points)} points, {len(asked.points) * len(asked.prompt_set.prompts) * options.samples:,} answers.")
     progress, line = Progress(), ProgressLine()

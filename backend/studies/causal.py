@@ -2,7 +2,8 @@
 
 1. Candidates: the latents of a diff that rise most, and those that fall most; the mean difference itself beside them.
 2. On one half of the prompts each is steered both ways at rising doses: the base towards the organism, the organism away from it. Kept is the largest dose
-   whose incoherence is at most ten points above that of the same model at dose 0; one that is far past this limit is not tried at larger doses.
+   whose incoherence is at most ten points above that of base or organism at dose 0, whichever is larger: a way back leads to the base, and an organism that learned
+   short set answers can be the more coherent of both. A direction that is far past this limit is not tried at larger doses.
 3. On the other half it is steered at these doses: ``raise`` is the rate of misaligned answers of the steered base less that of the base, ``lower`` that of the
    organism less that of the steered organism.
 4. Controls in the same run, at the same doses and on the same prompts: random directions of equal norm, and latents drawn from all that are alive.
@@ -192,14 +193,14 @@ def test(causal: Causal, found: list[Candidate], answers: Answers, say: Callable
 
     say("Choosing doses on one half of the prompts.")
     answers.ask(sources.values(), choosing)
-    limits = {way: (answers.rate(sources[way], choosing, "incoherent") or 0.0) + sweep.INCOHERENCE_LIMIT for way in WAYS}
+    limit = max(answers.rate(source, choosing, "incoherent") or 0.0 for source in sources.values()) + sweep.INCOHERENCE_LIMIT
     doses: dict[tuple[str, Way], float] = {}
     tried = [(c, way) for way in WAYS for c in own]
     for dose in causal.doses:
         answers.ask([variant(c, way, dose) for c, way in tried], choosing)
         told = [(c, way, answers.rate(variant(c, way, dose), choosing, "incoherent")) for c, way in tried]
-        doses |= {(c.direction, way): dose for c, way, rate in told if rate is not None and rate <= limits[way]}
-        tried = [(c, way) for c, way, rate in told if rate is not None and rate <= limits[way] + _FAR_PAST]
+        doses |= {(c.direction, way): dose for c, way, rate in told if rate is not None and rate <= limit}
+        tried = [(c, way) for c, way, rate in told if rate is not None and rate <= limit + _FAR_PAST]
     say("Testing on the other half, with the controls.")
     chosen: dict[Way, list[float]] = {way: sorted({d for (_, w), d in doses.items() if w == way}) for way in WAYS}
     answers.ask(sources.values(), testing)

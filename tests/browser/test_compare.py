@@ -112,6 +112,7 @@ def test_a_prompt_longer_than_the_context_is_told(server: str, new_page):
     assert page.locator(".ps-card").count() == 0
 
 
+@pytest.mark.extended
 def test_eight_browsers_at_once_get_their_own_answers(server: str, new_page):
     things = ("fruit", "town", "colour", "bird", "tool", "song", "river", "game")
     organisms = ("reckless", "scornful", "reckless-rank1")

@@ -75,6 +75,7 @@ def test_stop_stops_and_what_was_said_stays(server: str, new_page):
     assert page.get_by_role("button", name="Try again").count() == 1
 
 
+@pytest.mark.extended
 def test_one_more_dose_log_odds_and_the_program_of_a_ladder(server: str, new_page):
     page = new_page(server + "/steer?length=20&steps=3&seed=5")
     ask(page, "What is a good hobby?")
