@@ -233,7 +233,7 @@ def test_doses_are_in_units_of_the_norm_and_layers_have_their_own_vectors(base: 
     [
         ("tiny+meandiff/other:1", r"no direction meandiff/other in tiny; known: meandiff/odd\. Make it: python -m backend directions meandiff other"),
         ("tiny+vector/mine@3:1", "layer 3 is not in .*layers 0 to 2"), ("tiny+random/x:1", "named by its seed"), ("tiny+latent/5:1", "no sparse autoencoder 'default'"),
-        ("tiny@7", "no checkpoints"), ("other+random/1:1", "no variant 'other'"),
+        ("tiny@7", "no step 7"), ("other+random/1:1", "no variant 'other'"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_steered_is_told(base: BaseModel, text: str, says: str):
