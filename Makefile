@@ -16,8 +16,9 @@ run: $(VENV)/.runs
 setup: $(VENV)/.runs
 	@$(BIN)/python -m backend models fetch base > /dev/null
 
-# Files of tests side by side, each process with one thread: several with all threads would slow each other down many times over.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadfile
+# Files of tests side by side, each process with one thread: several with all threads would slow each other down many times over. Three of them, because half of
+# the time browsers are waited for.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist loadfile
 
 test: $(VENV)/.tests setup
 	$(PYTEST) -m "not extended"
