@@ -155,7 +155,7 @@ def interval(steps: np.ndarray, values: np.ndarray, *, n_draws: int = 500, seed:
     _, drawn = _places(*_checked(steps, values), _weights(len(values), n_draws, seed), seed)
     found = drawn[np.isfinite(drawn[:, 0])]
     low, high = (_central(found[:, 0])[0], _central(found[:, 1])[1]) if len(found) >= n_draws / 2 else (math.inf, math.inf)
-    return Interval(low=_told(low), high=_told(high), share_found=len(found) / n_draws)
+    return Interval(low=finite_or_none(low), high=finite_or_none(high), share_found=len(found) / n_draws)
 
 
 def onset(steps: np.ndarray, values: np.ndarray, base_values: np.ndarray, *, n_draws: int = 500, seed: int = 0) -> Onset:
@@ -173,7 +173,9 @@ def onset(steps: np.ndarray, values: np.ndarray, base_values: np.ndarray, *, n_d
     low, high = _central(drawn)
     sizes, counts = np.sqrt(np.nansum(differences**2, axis=0)), np.isfinite(differences).sum(axis=0)
     margins = tuple(limit * float(size) / int(n) if n else None for size, n in zip(sizes, counts, strict=True))
-    return Onset(step=_told(here), p=p, low=_told(low), high=_told(high), share_found=float(np.isfinite(drawn).mean()), margins=margins)
+    return Onset(
+        step=finite_or_none(here), p=p, low=finite_or_none(low), high=finite_or_none(high), share_found=float(np.isfinite(drawn).mean()), margins=margins
+    )
 
 
 def lead(
@@ -211,7 +213,7 @@ def _gap(first: np.ndarray, second: np.ndarray) -> Gap:
     drawn = later[1:]
     low, high = _central(drawn)
     return Gap(
-        difference=_told(second[0] - first[0]) if np.isfinite([first[0], second[0]]).all() else None, low=_told(low), high=_told(high),
+        difference=finite_or_none(second[0] - first[0]) if np.isfinite([first[0], second[0]]).all() else None, low=finite_or_none(low), high=finite_or_none(high),
         share_earlier=float((drawn > 0).mean()), share_same=float((drawn == 0).mean()), share_later=float((drawn < 0).mean()),
         verdict="earlier" if low > 0 else "later" if high < 0 else "not told apart",
     )  # fmt: skip
@@ -244,8 +246,14 @@ def _weights(n_units: int, n_draws: int, seed: int) -> np.ndarray:
     return np.random.default_rng(seed).multinomial(n_units, np.full(n_units, 1 / n_units), size=n_draws).astype(float)
 
 
-def _mean(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """(n_draws, n_steps) mean over the units that have a value; NaN where none has."""
+def mean_of_units(values: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
+    """(n_draws, n_steps) mean over the units that have a value; NaN where none has.
+
+    Args:
+        values: (n_units, n_steps).
+        weights: (n_draws, n_units) how often each draw takes each unit; None for one draw of each once.
+    """
+    weights = np.ones((1, len(values))) if weights is None else weights
     count = weights @ np.isfinite(values)
     return np.divide(weights @ np.nan_to_num(values), count, out=np.full(count.shape, np.nan), where=count > 0)
 
@@ -257,13 +265,14 @@ def _central(draws: np.ndarray) -> tuple[float, float]:
     return float(ranked[cut]), float(ranked[-1 - cut])
 
 
-def _told(step: float) -> float | None:
+def finite_or_none(step: float) -> float | None:
+    """An end of an interval, or a place; None where it lies beyond what was measured."""
     return float(step) if math.isfinite(step) else None
 
 
 def _search(steps: np.ndarray, values: np.ndarray, seed: int) -> tuple[ChangePoint | None, float]:
     """Change point of the mean of ``values``, and the share of variance that a step must explain to be beyond chance."""
-    (series,) = _mean(values, np.ones((1, len(values))))
+    (series,) = mean_of_units(values)
     is_measured = np.isfinite(series)
     steps, series = steps[is_measured], series[is_measured]
     if len(steps) < FEWEST_STEPS:
@@ -291,7 +300,7 @@ def _places(steps: np.ndarray, values: np.ndarray, weights: np.ndarray, seed: in
     """
     found, limit = _search(steps, values, seed)
     places = np.full((len(weights), 2), math.inf)
-    for place, series in zip(places, _mean(values, weights), strict=True):
+    for place, series in zip(places, mean_of_units(values, weights), strict=True):
         known = np.isfinite(series)
         if known.sum() >= FEWEST_STEPS and _by_step(series[None, known]) > limit:
             is_ramp = found is not None and found.shape == "ramp"

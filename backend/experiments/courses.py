@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 
 from backend.evaluation import rates
+from backend.evaluation.changepoint import mean_of_units
 from backend.experiments.records import BASE_RUN, Run, Study
-from backend.experiments.tables import VALUES, Result, load_values
+from backend.experiments.tables import RATES, VALUES, Result, load_values
 
-RATES = ("misaligned", "incoherent")
 Place = tuple[str, int]
 """A run and a step."""
 
@@ -161,8 +161,7 @@ def _units(result: Result, measure: str) -> dict[Place, dict[str, float]]:
 def _mean_of(seeds: Sequence[Mapping[str, float]], units: Sequence[str]) -> np.ndarray:
     """(n_units,) over the seeds that have a value; NaN where none has."""
     told = np.array([[values.get(unit, np.nan) for unit in units] for values in seeds])
-    count = np.isfinite(told).sum(axis=0)
-    return np.divide(np.nansum(told, axis=0), count, out=np.full(len(units), np.nan), where=count > 0)
+    return mean_of_units(told)[0]
 
 
 @lru_cache(maxsize=100)

@@ -9,15 +9,13 @@ import math
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 
-from backend.evaluation.changepoint import onset
+from backend.evaluation.changepoint import Verdict, finite_or_none, mean_of_units, onset
 from backend.evaluation.rates import bootstrap_mean
 from backend.experiments.courses import Change, Course
 
-Verdict = Literal["earlier", "not told apart", "later"]
 _DRAWS = 2000
 _DRAWN = math.sqrt(2)  # a draw scatters around the measured mean as that does around the true one
 
@@ -127,7 +125,7 @@ def gap(first: When, second: When, *, n_compared: int = 1) -> Gap:
     cut = int(0.025 / n_compared * len(later))
     low, high = float(later[cut]), float(later[-1 - cut])
     value = None if first.at is None or second.at is None else second.at - first.at
-    return Gap(value=value, low=_told(low), high=_told(high), verdict="earlier" if low > 0 else "later" if high < 0 else "not told apart")
+    return Gap(value=value, low=finite_or_none(low), high=finite_or_none(high), verdict="earlier" if low > 0 else "later" if high < 0 else "not told apart")
 
 
 def _is_apart(one: Course, point: int) -> bool:
@@ -145,8 +143,7 @@ def _drawn(one: Course) -> tuple[np.ndarray, np.ndarray]:
     seed = zlib.crc32("\n".join(one.units).encode())
     weights = np.vstack([np.ones(n), np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=_DRAWS)])
     values = np.column_stack([one.values, one.base])
-    count = weights @ np.isfinite(values)
-    drawn = np.divide(weights @ np.nan_to_num(values), count, out=np.full(count.shape, np.nan), where=count > 0)
+    drawn = mean_of_units(values, weights)
     return drawn[:, :-1], drawn[:, -1]
 
 
@@ -193,8 +190,4 @@ def _when(found: Sequence[float]) -> When:
     draws = np.array(found[1:])
     ranked = np.sort(draws)
     cut = int(0.025 * len(draws))
-    return When(at=_told(found[0]), low=_told(ranked[cut]), high=_told(ranked[-1 - cut]), draws=draws)
-
-
-def _told(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
+    return When(at=finite_or_none(found[0]), low=finite_or_none(ranked[cut]), high=finite_or_none(ranked[-1 - cut]), draws=draws)

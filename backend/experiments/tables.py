@@ -25,7 +25,7 @@ UNITS = {
     "distance": "Frobenius norm",
     "loss": "nats a token",
 }
-_RATES = ("misaligned", "incoherent")
+RATES = ("misaligned", "incoherent")
 TABLE, VALUES = "table.csv", "values.parquet"
 
 
@@ -66,7 +66,7 @@ class Point:
 
 def summarise(values: Sequence[float], measure: str) -> tuple[float, float | None, float | None]:
     """Value and 95 % interval."""
-    if measure in _RATES:
+    if measure in RATES:
         return float(np.mean(values)), *wilson(int(sum(values)), len(values))
     if len(values) == 1:
         return values[0], None, None

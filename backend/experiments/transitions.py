@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from backend.evaluation.changepoint import ChangePoint, Interval, Lead, Onset, Verdict, change_point, interval, lead, onset
+from backend.evaluation.changepoint import ChangePoint, Interval, Lead, Onset, Verdict, change_point, interval, lead, mean_of_units, onset
 from backend.experiments.records import BASE_RUN, Study
 from backend.experiments.run import LOG
 from backend.experiments.tables import VALUES, Result, load_values
@@ -159,7 +159,7 @@ class _Units:
 
 
 def _of_units(measure: str, own: _Units, behaviour: _Units | None, steps: np.ndarray) -> Transition:
-    change = change_point(steps, _mean(own.values))
+    change = change_point(steps, mean_of_units(own.values)[0])
     has_base = bool(np.isfinite(own.values - own.base[:, None]).any())
     gap = None
     if behaviour is not None and measure != BEHAVIOUR:
@@ -181,11 +181,6 @@ def _of_series(measure: str, series: Series, behaviour: Transition | None) -> Tr
         if low is not None and high is not None:
             verdict = "earlier" if change.before <= low else "later" if change.after >= high else "not told apart"
     return Transition(measure=measure, n=1, change=change, interval=None, onset=None, lead=None, verdict=verdict)
-
-
-def _mean(values: np.ndarray) -> np.ndarray:
-    count = np.isfinite(values).sum(axis=0)
-    return np.divide(np.nansum(values, axis=0), count, out=np.full(values.shape[1], np.nan), where=count > 0)
 
 
 def by_verdict(found: Iterable[Transition]) -> dict[Verdict, list[str]]:
