@@ -1,0 +1,1 @@
+"""What leaves the dashboard: findings, one-file reports, slides, static folders."""
