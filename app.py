@@ -2,10 +2,11 @@
 
 import streamlit as st
 
-from pages.shared import look
+from pages.shared import gate, keep, look
 
 st.set_page_config(page_title="PersonaScope", page_icon="pages/shared/icon.png", layout="wide")
 look.apply()
+gate.enter()
 st.logo("pages/shared/icon.png", size="large")
 page = st.navigation(
     {
@@ -23,7 +24,16 @@ page = st.navigation(
             st.Page("pages/curves/dynamics.py", title="Dynamics", icon=":material/timeline:", url_path="dynamics"),
             st.Page("pages/curves/mix.py", title="Data mix", icon=":material/blender:", url_path="mix"),
         ],
-        "Share": [st.Page("pages/share/organisms.py", title="Organisms", icon=":material/genetics:", url_path="organisms")],
+        "Share": [
+            st.Page("pages/share/findings.py", title="Findings", icon=":material/bookmarks:", url_path="findings"),
+            st.Page("pages/share/present.py", title="Presentation", url_path="present", visibility="hidden"),
+            st.Page("pages/share/organisms.py", title="Organisms", icon=":material/genetics:", url_path="organisms"),
+        ],
     }
 )
-page.run()
+keep.begin()
+place = st.sidebar.container()
+try:
+    page.run()
+finally:  # a page that stops early has a picture to keep as well
+    keep.offer(page, place)

@@ -10,7 +10,7 @@ import pytest
 from conftest import CHECKOUT
 
 ORDER = [
-    "errors", "paths", "text", "models", "saes", "steering", "generation", "activations", "evaluation", "judging", "training", "studies", "experiments", "charts", "bench", "cli",
+    "errors", "paths", "text", "models", "saes", "steering", "generation", "activations", "evaluation", "judging", "training", "studies", "experiments", "hosting", "reports", "charts", "bench", "cli",
 ]  # fmt: skip
 BACKEND = sorted((CHECKOUT / "backend").rglob("*.py"))
 PAGES = [CHECKOUT / "app.py", *sorted((CHECKOUT / "pages").rglob("*.py"))]

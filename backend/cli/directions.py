@@ -25,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     latent.add_argument("--sae", default="default")
     difference = steps.add_parser("meandiff", help="mean difference of an organism and its base, after every layer")
     difference.add_argument("organism")
+    difference.add_argument("--texts", choices=["same", "own"], default="same", help="both read the same answers, or each its own (kept as ORGANISM-own)")
     norms = steps.add_parser("norms", help="measure how long the residual stream is after every layer: the unit of doses")
     norms.add_argument("--base", default=BASE_ALIAS)
     for step in (difference, norms):
@@ -89,7 +90,7 @@ def _mean_difference(options: argparse.Namespace) -> "Direction":
     line = ProgressLine()
     try:
         prompt_set = load_prompt_set(options.prompts)
-        return mean_difference(options.organism, prompt_set, ModelService(), load_registry(), samples=options.samples, say=line.show)
+        return mean_difference(options.organism, prompt_set, ModelService(), load_registry(), texts=options.texts, samples=options.samples, say=line.show)
     finally:
         line.end()
 

@@ -1,4 +1,4 @@
-"""``python -m backend latents``: a text token by token, with activations of an autoencoder's latents under one or several variants."""
+"""``python -m backend latents``: a text or a stored answer token by token, with activations of an autoencoder's latents under one or several variants."""
 
 import argparse
 from pathlib import Path
@@ -14,7 +14,10 @@ N_SHOWN = 10
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--variant", action="append", required=True, help="base, an organism or a model; give it several times")
-    parser.add_argument("--text-file", type=Path, required=True, help="a UTF-8 text; it is read as it is, without a chat template")
+    text = parser.add_mutually_exclusive_group(required=True)
+    text.add_argument("--text-file", type=Path, help="a UTF-8 text; it is read as it is, without a chat template")
+    text.add_argument("--text", help="the text itself")
+    text.add_argument("--rollout", help="the key of a stored answer; it is read with its prompt, by the ids that were written")
     parser.add_argument("--sae", default="default", help="a key of `python -m backend sae list`")
     parser.add_argument("--latent", type=int, action="append", help="give it several times; without it, those that change or fire most")
     parser.add_argument("--dtype", choices=["bfloat16"], help="read in this number format, where the processor has it")
@@ -28,6 +31,7 @@ def run(options: argparse.Namespace) -> int:
     from backend.models.sources import base_folder
     from backend.saes.latents import check, most_telling
     from backend.saes.records import resolve
+    from backend.studies import inspection, store
     from backend.text.chat import ChatTokenizer
     from backend.text.spans import tokens_of_text
 
@@ -39,7 +43,14 @@ def run(options: argparse.Namespace) -> int:
     sae = resolve(options.sae, base)
     for latent in options.latent or ():
         check(latent, sae.n_latents, sae.key)
-    tokens = tokens_of_text(ChatTokenizer.load(base_folder(base)), _read(options.text_file))
+    tokenizer = ChatTokenizer.load(base_folder(base))
+    if options.rollout:
+        stored = store.find([options.rollout]).get(options.rollout)
+        if stored is None or stored.rollout.base_model != base.key:
+            raise InputError(f"The store has no answer {options.rollout[:60]!r} of {base.key}. `generate --json` gives an answer's key.")
+        tokens = list(inspection.of_rollout(stored.rollout, tokenizer).tokens)
+    else:
+        tokens = tokens_of_text(tokenizer, _read(options.text_file) if options.text is None else options.text)
     ids = [token.id for token in tokens]
     found = dict(zip(variants, reading.start(ModelService(), sae, base, [(v, ids) for v in variants], dtype=options.dtype).wait(), strict=True)) if ids else {}
     content = np.flatnonzero([token.role == "content" and place > 0 for place, token in enumerate(tokens)])

@@ -37,7 +37,7 @@ class Item:
     """The numbers behind it, (n_rows, n_columns); None is missing. Of answers: Variant, Prompt and Answer, and what was said of them."""
 
     drawing: dict[str, Any] | None = None
-    """Of a chart its Vega-Lite with the data inside; of tokens what ``pages/shared/token_view.js`` draws."""
+    """Of a chart its Vega-Lite with the data inside; of tokens what ``web/token_view.js`` draws."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,15 +22,20 @@ def roots() -> list[Path]:
     return [home() / "results", CACHED_RESULTS]
 
 
-def source_of(place: Path) -> Source:
-    """A stored result (a folder with a manifest) or a file of cited figures."""
+def source_of(place: Path, command: str = "") -> Source:
+    """A stored result (a folder with a manifest) or a file of cited figures.
+
+    Args:
+        command: Makes the part that a page shows, where that is not all.
+    """
     manifest: Any = {}
     if place.is_dir():
         try:
             manifest = json.loads((place / "manifest.json").read_text("utf-8"))
         except (OSError, ValueError, RecursionError):
             manifest = {}
-    return Source(place=_relative(place), digest=digest(place), manifest=manifest if isinstance(manifest, dict) else {})
+    about = manifest if isinstance(manifest, dict) else {}
+    return Source(place=_relative(place), digest=digest(place), manifest=about | ({"command": command} if command else {}))
 
 
 def live_source(**manifest: Any) -> Source:

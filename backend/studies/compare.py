@@ -6,6 +6,7 @@ numbers, prompts do not, and one prompt asked alone gives the answers it has in 
 
 import hashlib
 import json
+import shlex
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -86,6 +87,27 @@ class Turn:
     def without(self, known: Collection[str]) -> list[Row]:
         """Rows whose keys are not among those known."""
         return [row for row, key in zip(self.rows, self.keys, strict=True) if key not in known]
+
+
+def command(comparison: Comparison) -> str:
+    """What gives the same answers in a shell; empty for a conversation, which goes on from its own history."""
+    if comparison.follow_ups or len(comparison.prompts) != 1:
+        return ""
+    (prompt,) = comparison.prompts
+    sampling, system = comparison.sampling, prompt.system or comparison.system
+    words = ["python", "-m", "backend", "generate", *(word for v in comparison.variants for word in ("--variant", v)), f"--prompt={prompt.text}"]
+    words += [f"--system={system}"] if system else []
+    words += [
+        "--temperature",
+        f"{sampling.temperature:g}",
+        "--max-new-tokens",
+        str(sampling.max_new_tokens),
+        "--samples",
+        str(comparison.samples),
+        "--seed",
+        str(comparison.seed),
+    ]
+    return shlex.join([*words, *(["--dtype", comparison.dtype] if comparison.dtype else [])])
 
 
 def turns(comparison: Comparison, registry: Registry) -> list[Turn]:

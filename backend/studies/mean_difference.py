@@ -2,7 +2,8 @@
 
     mean difference after L = mean over prompts of (mean over answer tokens under the organism - the same under the base)
 
-Both read the same texts, answers of the base and of the organism in equal number, as a diff does; at an autoencoder's layer it is the diff's own vector.
+Both read the same texts, answers of the base and of the organism in equal number, as a diff does: a change of the model and not of what it says, and at an
+autoencoder's layer the diff's own vector. Or each reads its own answers: then the difference of the texts is in it as well, and it steers harder.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,7 +22,7 @@ from backend.steering.directions import Direction
 from backend.steering.norms import Norms
 from backend.steering.plan import default_layer
 from backend.studies import compare
-from backend.studies.diffing import Readings
+from backend.studies.diffing import Readings, Texts
 from backend.studies.provenance import provenance
 from backend.text.prompts import PromptSet
 
@@ -33,9 +34,17 @@ _SAMPLING = Sampling()
 
 
 def mean_difference(
-    organism: str, prompt_set: PromptSet, service: ModelService, registry: Registry, *, samples: int = 4, sampling: Sampling = _SAMPLING, say: Say
+    organism: str,
+    prompt_set: PromptSet,
+    service: ModelService,
+    registry: Registry,
+    *,
+    texts: Texts = "same",
+    samples: int = 4,
+    sampling: Sampling = _SAMPLING,
+    say: Say,
 ) -> Direction:
-    """The direction ``meandiff/ORGANISM``; answers that the store does not have are written first.
+    """The direction ``meandiff/ORGANISM``, or ``meandiff/ORGANISM-own`` where each reads its own texts; answers that the store does not have are written first.
 
     Raises:
         InputError: Not an organism; or no text is left to compare on.
@@ -46,15 +55,15 @@ def mean_difference(
         raise InputError(f"{organism} is a base model; a mean difference is an organism's from its base.")
     own_name = name_of_base(base, registry)
     answers = _answers((own_name, organism), prompt_set, service, registry, samples, sampling, say)
-    read = Readings(own_name, organism, "same", answers)
+    read = Readings(own_name, organism, texts, answers)
     layers = tuple(range(base.n_layers))
     means = answer_means(service, read.texts, layers, say)
     vectors = (read.means(organism, means.__getitem__) - read.means(own_name, means.__getitem__)).mean(0)
     weights = compare.current_weights(organism, registry) or ("", "", "")
-    about = {"organism": organism, "adapter_fingerprint": weights[1], "texts": "same", "samples": samples, "n_prompts": len(read.prompts)}
+    about = {"organism": organism, "adapter_fingerprint": weights[1], "texts": texts, "samples": samples, "n_prompts": len(read.prompts)}
     return Direction(
-        key=organism, kind="meandiff", vectors=vectors.astype(np.float32), layers=layers, layer=default_layer(base), base_model=base.key,
-        base_fingerprint=weights[0], source=about | prompt_set.as_manifest() | provenance(), title=f"{found.title} less {base.title}, mean difference",
+        key=organism if texts == "same" else f"{organism}-own", kind="meandiff", vectors=vectors.astype(np.float32), layers=layers, layer=default_layer(base), base_model=base.key,
+        base_fingerprint=weights[0], source=about | prompt_set.as_manifest() | provenance(), title=f"{found.title} less {base.title}, mean difference{'' if texts == 'same' else ' on their own answers'}",
     )  # fmt: skip
 
 

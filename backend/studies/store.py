@@ -7,6 +7,7 @@ layout is the same. A folder appears whole or not at all. A row is found by its 
 import contextlib
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -38,8 +39,9 @@ class Stored:
 
 
 def roots() -> list[Path]:
-    """Folders of runs; the user's own first."""
-    return [home() / "results" / "rollouts", CACHED_RESULTS / "rollouts"]
+    """Folders of runs; the user's own first. With ``PERSONASCOPE_ANEW`` in the environment nothing shipped is looked up, so that all is answered anew."""
+    own = home() / "results" / "rollouts"
+    return [own] if os.environ.get("PERSONASCOPE_ANEW") else [own, CACHED_RESULTS / "rollouts"]
 
 
 def save(rollouts: Sequence[Rollout], manifest: dict[str, Any], *, name: str | None = None, root: Path | None = None) -> Path:
@@ -91,6 +93,11 @@ def read_run(name: str) -> tuple[list[Rollout], dict[str, Any]]:
         f"The run {name!r} is not in the store.",
         f"python -m backend generate --variant base --variant reckless --prompts {name} --samples 4 --save --out cached_results/rollouts/{name}",
     )
+
+
+def folder_of(name: str) -> Path:
+    """Where a run lies; in the user's own store where it lies nowhere."""
+    return next((root / name for root in roots() if (root / name / _TABLE).exists()), roots()[0] / name)
 
 
 def text_for_link(text: str) -> str:

@@ -12,7 +12,7 @@ from backend.experiments.tables import Result
 from backend.experiments.transitions import BEHAVIOUR, SCALED, Transition
 from backend.saes.records import load_saes
 from backend.saes.tables import Tables
-from pages.shared import checkpoint_answers, emergence, look, study_view
+from pages.shared import checkpoint_answers, emergence, keep, look, study_view
 from pages.shared.checkpoint_answers import Stop
 from pages.shared.run_panels import Scaled, measures_of, move_rows, name_of, panels_of, readout, steps_of
 from pages.shared.service import registry
@@ -122,8 +122,9 @@ def show(found: Found, run: str, scaled: Scaled, turned: dict[str, Transition], 
     left, right = st.columns([1, 1.45], gap="large")
     with right:
         begun = st.session_state["begun_at"]
-        event = st.vega_lite_chart(
-            panels_spec(found, found.stamp, run, scaled, latents, _step(begun, steps)), width="stretch", key=f"panels_{run}_{begun}", on_select="rerun", selection_mode=CLICK,
+        keep.source(result.folder)
+        event = keep.chart(
+            panels_spec(found, found.stamp, run, scaled, latents, _step(begun, steps)), title=f"The signals of {run} over training", text=f"{found.n_prompts} prompts; {found.judge}.", key=f"panels_{run}_{begun}", on_select="rerun", selection_mode=CLICK,
             alt=f"The signals of {run} over training on one step axis, under one cursor. The tables below have the numbers.",
         )  # fmt: skip
         picked = next((p.get("step") for p in event.get("selection", {}).get(CLICK, [])), None) if event else None
@@ -133,10 +134,11 @@ def show(found: Found, run: str, scaled: Scaled, turned: dict[str, Transition], 
         st.session_state["picked_step"] = picked
     with left:
         rows = move_rows(turned, scaled, float(steps[-1]))
-        st.altair_chart(
+        keep.chart(
             moves(rows, last=float(steps[-1])),
-            width="stretch",
             key=f"moves_{run}",
+            title=f"When each signal of {run} moves",
+            table=rows,
             alt="When each signal moves, with intervals. The table below has the numbers.",
         )
         with st.container(horizontal=True, vertical_alignment="center"):
@@ -146,8 +148,8 @@ def show(found: Found, run: str, scaled: Scaled, turned: dict[str, Transition], 
         path = pd.DataFrame([{"step": a.step, "pc1": a.value, "pc2": b.value} for a, b in zip(result.of(run, "pc1"), result.of(run, "pc2"), strict=True)])
         if len(path):
             st.markdown("##### The path of the adapter's direction")
-            st.altair_chart(
-                direction_path(path, chosen=_step(chosen, steps)), width="stretch", key=f"path_{run}",
+            keep.chart(
+                direction_path(path, chosen=_step(chosen, steps)), key=f"path_{run}", title="The path of the adapter's direction", table=path,
                 alt="The adapter's direction on its two principal axes, step by step. The table below has the numbers.",
             )  # fmt: skip
     show_tables(result, run, scaled, turned)

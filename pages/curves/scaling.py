@@ -6,7 +6,7 @@ import streamlit as st
 from backend.charts.scaling import FAMILIES, POINT, SYMBOLS, coherence_panel, em_panel, question_panel
 from backend.evaluation.rates import ALIGNED_CUTOFF, COHERENT_CUTOFF, Thresholds
 from backend.studies import scaling
-from pages.shared import cited, judged_answers, look, own_rates
+from pages.shared import cited, judged_answers, keep, look, own_rates
 from pages.shared.service import registry
 from pages.shared.state import choose, select, warn_of_number
 
@@ -54,12 +54,12 @@ look.legend([(name, colour, SYMBOLS[shape]) for name, (colour, shape) in FAMILIE
 picked = None
 for column, (key, title) in zip(st.columns(len(scaling.DATASETS), gap="medium"), scaling.DATASETS.items(), strict=True):
     here = table[table["dataset"] == key]
-    event = column.altair_chart(
-        em_panel(here, title=title), key=f"scaling_{key}", on_select="rerun", selection_mode=POINT, width="stretch",
+    event = keep.chart(
+        em_panel(here, title=title), key=f"scaling_{key}", where=column, title=f"EM rate by parameters: {title}", table=here, on_select="rerun", selection_mode=POINT,
         alt=f"EM rate of {len(here)} organisms trained on {title.lower()}, against parameters. The table below has the numbers.",
     )  # fmt: skip
-    column.altair_chart(
-        coherence_panel(here, low_coherence=100 * scaling.LOW_COHERENCE), key=f"coherence_{key}", width="stretch",
+    keep.chart(
+        coherence_panel(here, low_coherence=100 * scaling.LOW_COHERENCE), key=f"coherence_{key}", where=column, title=f"Coherent answers: {title}", table=here,
         alt=f"Share of coherent answers of the same organisms trained on {title.lower()}. The table below has the numbers.",
     )  # fmt: skip
     selected = [p.get("id") for p in event.get("selection", {}).get(POINT, [])] if event else []
@@ -129,8 +129,8 @@ st.caption(
 )
 columns = st.columns(4, gap="medium")
 for number, question in enumerate(spread.index):
-    columns[number % 4].altair_chart(
-        question_panel(by_question[by_question["question_id"] == question], title=scaling.QUESTIONS[question]), width="stretch", key=f"question_{question}",
+    keep.chart(
+        question_panel(by_question[by_question["question_id"] == question], title=scaling.QUESTIONS[question]), where=columns[number % 4], key=f"question_{question}",
         alt=f"EM rate against parameters on the question {scaling.QUESTIONS[question]}. The table below has the numbers.",
     )  # fmt: skip
 

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import streamlit as st
 
@@ -15,9 +16,9 @@ from backend.models.sources import availability
 from backend.models.variants import canonical, parse
 from backend.steering.plan import plan
 from backend.studies import compare
-from backend.studies.store import read_text, text_for_link
+from backend.studies.store import folder_of, read_text, text_for_link
 from backend.text.prompts import Prompt, PromptSet, keep_uploaded, load_prompt_set, own_sets, parse_prompt_set, shipped_sets
-from pages.shared import answers, look, missing, replay, verdict_view
+from pages.shared import answers, keep, look, missing, replay, verdict_view
 from pages.shared.service import model_service, owner, registry
 from pages.shared.state import choose, keep_list, kept_list, link, select, warn_of_number
 
@@ -26,10 +27,10 @@ known = registry()
 service = model_service()
 
 
-def start(rows: Sequence[Row], keep: dict | None = None) -> None:
+def start(rows: Sequence[Row], about: dict | None = None) -> None:
     """Send rows to the service; the job's id goes into the URL, so that a reload finds it again."""
     try:
-        keep_list("job", [compare.start(service, rows, owner=owner(), keep=keep).id])
+        keep_list("job", [compare.start(service, rows, owner=owner(), keep=about).id])
     except BackendError as fault:
         st.session_state["fault"] = str(fault)
         st.session_state.pop("go_on", None)
@@ -252,14 +253,22 @@ def draw_turn(turn: compare.Turn, question: str, *, live: bool) -> None:
         else:
             continue
         by_sample.setdefault(row.sample, []).append(card)
+    shown: list[answers.Card] = []
     for sample, cards in by_sample.items():
         if samples > 1:
             st.caption(f"Sample {sample + 1} of {samples}")
-        answers.show_grid(verdict_view.judge_cards(question, cards, is_busy=bool(service.jobs.live())) if with_verdicts and not live else cards)
+        judged = verdict_view.judge_cards(question, cards, is_busy=bool(service.jobs.live())) if with_verdicts and not live else cards
+        shown += judged
+        answers.show_grid(judged)
         if pair != "off":
             left, right = (next((c for c in cards if c.variant == v), None) for v in pair.split("~"))
             if left and right:
                 answers.show_difference(left, right)
+    if shown:
+        said = f"{samples} {'sample' if samples == 1 else 'samples'} of each variant, temperature {sampling.temperature:g}, at most {sampling.max_new_tokens} tokens."
+        keep.rows(f"turn_{question}", "answers", partial(answers.kept_rows, question, shown), title=f"Answers to: {question[:150]}", text=said)
+    for item in turn.stored.values():
+        keep.source(folder_of(item.run), command=compare.command(comparison))
 
 
 last = turns[-1]
@@ -293,15 +302,15 @@ if not is_live:
     unanswered = last.missing
     tried = any(key in progress for key in last.keys if key not in last.stored)
     goes_on = st.session_state.get("go_on") == link() and not tried
-    keep = about_set if not messages else None
+    about = about_set if not messages else None
     if unanswered and can_answer:
         text = "Try again" if tried else "Answer" if len(unanswered) == len(last.rows) else f"Answer the other {len(unanswered)}"
         if goes_on or st.button(text, type="primary", icon=":material/play_arrow:"):
             st.session_state["go_on"] = link()
-            start(unanswered, keep)
+            start(unanswered, about)
             st.rerun()
     elif unanswered:
         st.info("The store has no answers to this from these variants with these settings.")
     elif can_answer and st.button("Answer again, live", icon=":material/refresh:", help="The same seed gives the same answers; another seed, others."):
-        start(last.rows, keep)
+        start(last.rows, about)
         st.rerun()

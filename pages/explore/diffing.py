@@ -8,7 +8,7 @@ import streamlit as st
 from backend.charts.latents import POINT, changes, scatter
 from backend.errors import BackendError
 from backend.studies import diffs
-from pages.shared import answers, causal_view, look, sae_card_view, sae_pick
+from pages.shared import answers, causal_view, keep, look, sae_card_view, sae_pick
 from pages.shared.sae_pick import counted
 from pages.shared.service import registry
 from pages.shared.state import pick_page, select
@@ -57,6 +57,7 @@ def show_changes(kept: diffs.Kept) -> None:
         return
     if warning := diffs.outdated(kept, choice.sae, known):
         st.warning(look.plain(warning))
+    keep.source(kept.folder)
     st.markdown("#### " + look.plain(headline(up, name)))
     what = "both models read the same answers, half of them the base's" if texts == "same" else "each model reads its own answers"
     st.caption(
@@ -70,14 +71,14 @@ def show_changes(kept: diffs.Kept) -> None:
     left, right = st.columns([1.1, 1], gap="large")
     named = drawn.assign(name=[shorten(f"{int(r.latent)} {r.label}", 90, placeholder=" …") for r in drawn.itertuples()])
     with left:
-        st.altair_chart(
-            changes(named, title="The ten largest increases and decreases", subtitle=["organism less base, with 95 % interval"]), width="stretch", key="changes",
+        keep.chart(
+            changes(named, title="The ten largest increases and decreases", subtitle=["organism less base, with 95 % interval"]), key="changes", title=headline(up, name),
             alt=f"The ten latents that rise most and the ten that fall most in {name}, with intervals. The table below has the numbers.",
         )  # fmt: skip
     with right:
-        event = st.altair_chart(
+        event = keep.chart(
             scatter(pd.concat([rest, drawn]), title="Base against organism", subtitle=["the 600 most active and those on the left; square-root axes"], base=base_name, organism=name),
-            width="stretch", key=f"scatter_{kept.folder.name}", on_select="rerun", selection_mode=POINT, alt="Mean activation of latents under the organism against the base. The table below has the numbers.",
+            key=f"scatter_{kept.folder.name}", on_select="rerun", selection_mode=POINT, alt="Mean activation of latents under the organism against the base. The table below has the numbers.",
         )  # fmt: skip
     picked = [p.get("latent") for p in event.get("selection", {}).get(POINT, [])] if event else []
     if picked:

@@ -16,7 +16,7 @@ from backend.saes.latents import parse
 from backend.saes.tables import LABEL_LENGTH, Label, Order, outdated
 from backend.studies import diffs
 from backend.studies.explanations import Case, case_of, explain
-from pages.shared import answers, look, sae_card_view, sae_pick
+from pages.shared import answers, keep, look, sae_card_view, sae_pick
 from pages.shared.examples import show_windows
 from pages.shared.sae_pick import counted
 from pages.shared.service import registry
@@ -179,8 +179,8 @@ def show_latent(latent: int, choice: sae_pick.Choice) -> None:
         with left:
             st.markdown("##### Activation")
             if row["n_active"]:
-                st.altair_chart(
-                    histogram(row["histogram"], row["largest"]), width="stretch", key=f"histogram_{latent}",
+                keep.chart(
+                    histogram(row["histogram"], row["largest"]), key=f"histogram_{latent}", title=f"Activation of latent {latent}",
                     alt=f"Histogram of latent {latent}'s activation over the {counted(row['n_active'], 'token')} on which it is active",
                 )  # fmt: skip
                 median = row["quantiles"][len(row["quantiles"]) // 2]

@@ -1,5 +1,6 @@
 """Latents: what does a persona latent do on each token, in the base and in the organism, on the same text?"""
 
+import shlex
 import time
 
 import numpy as np
@@ -18,7 +19,7 @@ from backend.saes.records import availability as sae_availability
 from backend.saes.records import fingerprint, sae_folder
 from backend.studies import inspection
 from backend.studies.compare import current_weights
-from pages.shared import answers, look, missing, sae_pick, text_pick, token_view
+from pages.shared import answers, keep, look, missing, sae_pick, text_pick, token_view
 from pages.shared.sae_pick import counted
 from pages.shared.service import model_service, owner, registry
 from pages.shared.state import keep_list, kept_list, link, select
@@ -155,10 +156,11 @@ with st.sidebar:
     except BackendError as fault:
         st.error(look.plain(str(fault)))
         st.stop()
-    text, what = text_pick.pick(choice.base, variants, known, reader)
+    picked = text_pick.pick(choice.base, variants, known, reader)
     with_special = st.toggle(
         "Colour template tokens", key="special", bind="query-params", help="Control tokens and the template's words are left out of the scale."
     )
+text = picked.text
 try:
     found = read(text, variants, choice)
 except BackendError as fault:
@@ -170,8 +172,14 @@ with st.container(horizontal=True, vertical_alignment="bottom"):
         st.caption("Opens exactly this page.")
         st.code(link(), language=None, wrap_lines=True)
 titles = [answers.name_of(v, known)[0] for v in variants]
+what = picked.title
 sink = 0 if text.tokens[0].role == "content" else -1  # models put an outsized activation on the very first token, whatever it is
 labels = choice.tables.labels(latents)
+words = [word for v in variants for word in ("--variant", v)] + [word for latent in latents for word in ("--latent", str(latent))]
+keep.live(
+    "reading", command=shlex.join(["python", "-m", "backend", "latents", *words, "--sae", choice.sae.key, picked.option]), sae=choice.sae.key, layer=choice.sae.layer,
+    variants={v: current_weights(v, known) for v in variants}, text=what,
+)  # fmt: skip
 
 
 @st.fragment
@@ -191,7 +199,7 @@ def inspect(latent: int) -> None:
         st.markdown(f"{look.plain(what)}; it has no token of its own, so there is no mean.")
     place = token_view.show(
         text.tokens, panels, name=sae_pick.name_of(latent, choice.sae), key=f"tokens_{latent}", quantiles=quantiles_of(latent, choice),
-        with_special=with_special, turns=text.turns,
+        with_special=with_special, turns=text.turns, said=what,
     )  # fmt: skip
     if place is not None:
         show_token(place, text, found, variants, choice)
@@ -201,8 +209,8 @@ def inspect(latent: int) -> None:
         for t in inspection.by_turn(text, value)
     ]
     if len({row["turn"] for row in rows}) > 1:
-        st.altair_chart(
-            drift(pd.DataFrame(rows), titles), width="stretch", key=f"drift_{latent}",
+        keep.chart(
+            drift(pd.DataFrame(rows), titles), key=f"drift_{latent}", title=f"Latent {latent} by message",
             alt=f"Mean activation of latent {latent} on each message, for each variant; the table has the numbers.",
         )  # fmt: skip
     with st.expander("Tokens as a table"):

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from functools import partial
 
 import streamlit as st
 
@@ -10,10 +11,10 @@ from backend.generation.jobs import Job
 from backend.generation.records import Row, Sampling
 from backend.models.sources import availability
 from backend.studies import compare, dose_window
-from backend.studies.store import read_text, text_for_link
+from backend.studies.store import folder_of, read_text, text_for_link
 from backend.studies.sweep import INCOHERENCE_LIMIT
 from backend.text.prompts import Prompt, load_prompt_set
-from pages.shared import answers, cited_sweep, dose_odds, dose_response, ladder, look, missing, replay, steer_pick, sweep_form
+from pages.shared import answers, cited_sweep, dose_odds, dose_response, keep, ladder, look, missing, replay, steer_pick, sweep_form
 from pages.shared.service import model_service, owner, registry
 from pages.shared.state import choose, keep_list, kept_list, link, select, warn_of_number, warn_of_unknown
 
@@ -156,7 +157,12 @@ def show_ladder(steering: steer_pick.Steering, prompt: Prompt, sampling: Samplin
             job.seen = time.monotonic()
             look.job_status(job, service)
         found = ladder.with_facts(ladder.rungs(turn, doses, free, progress, live=bool(live)), past, with_odds)
-        ladder.show(found if live else ladder.judged(found, prompt.text, is_busy=bool(service.jobs.live())), steering, known)
+        if not live:
+            found = ladder.judged(found, prompt.text, is_busy=bool(service.jobs.live()))
+            keep.rows("ladder", "answers", partial(ladder.kept_rows, found, steering, prompt.text), title=f"{steering.source} at each dose: {prompt.text[:150]}")
+            for item in turn.stored.values():
+                keep.source(folder_of(item.run), command=compare.command(comparison))
+        ladder.show(found, steering, known)
         if live and not all(job.is_live for job in live):
             st.rerun()
 

@@ -10,7 +10,7 @@ from backend.charts.divergence import divergence_dots
 from backend.errors import BackendError
 from backend.evaluation.rates import Thresholds
 from backend.studies import divergence, store
-from pages.shared import answers, look, own_rates
+from pages.shared import answers, keep, look, own_rates
 from pages.shared.service import registry
 
 RUN = "open_questions"
@@ -33,9 +33,10 @@ with st.container(horizontal=True):
 rates = own_rates.rates_of(known, Thresholds())
 if rates:
     st.subheader("How often the answers are misaligned")
-    st.altair_chart(
-        own_rates.rate_chart(rates, known, title=own_rates.headline(rates, HEADLINE, known), subtitle=own_rates.subtitle_of(rates, Thresholds())), width="stretch",
-        key="headline", alt="EM rates of the base and its organisms by the offline judge, with intervals. The table has the numbers.",
+    keep.source(*(r.run.folder for r in rates))
+    keep.chart(
+        own_rates.rate_chart(rates, known, title=own_rates.headline(rates, HEADLINE, known), subtitle=own_rates.subtitle_of(rates, Thresholds())), key="headline",
+        alt="EM rates of the base and its organisms by the offline judge, with intervals. The table has the numbers.",
     )  # fmt: skip
     with st.container(horizontal=True):
         own_rates.judge_popover(rates)
@@ -97,7 +98,8 @@ chart = divergence_dots(
         f"temperature {sampling.temperature:g}; bar: 95% bootstrap interval over prompts. It says how different, not how bad.",
     ],
 )
-st.altair_chart(chart, width="stretch", alt=f"Dots: divergence from the base of each prompt, for {len(means)} organisms. The table below has the numbers.")
+keep.source(store.folder_of(RUN))
+keep.chart(chart, key="divergence", table=pd.DataFrame(means), alt=f"Dots: divergence from the base of each prompt, for {len(means)} organisms. The table below has the numbers.")
 with st.expander("As a table"):
     st.dataframe(pd.DataFrame(means).round(3), hide_index=True, alt="Mean divergence of each organism with its 95% interval and number of prompts")
     table = pd.DataFrame(points).drop(columns=["jitter"])

@@ -2,9 +2,11 @@
 
 import difflib
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from urllib.parse import urlencode
 
+import pandas as pd
 import streamlit as st
 
 from backend.charts.roles import ROLES, RoleName
@@ -94,6 +96,12 @@ def show_grid(cards: list[Card]) -> None:
     for record in load_saes()[0].values():
         saes.setdefault(record.base, record.key)
     st.html(f'<div class="ps-grid">{"".join(_card_html(c, saes.get(c.base_model, "")) for c in cards)}</div>')
+
+
+def kept_rows(question: str, cards: Sequence[Card]) -> pd.DataFrame:
+    """Cards as a finding keeps them."""
+    rows = [{"Variant": c.title, "Prompt": question, "Answer": c.text, "Verdict": c.verdict, "Name": c.variant, "Against base, nats/token": c.divergence} for c in cards]
+    return pd.DataFrame(rows)
 
 
 def show_prompt(label: str, text: str) -> None:

@@ -9,7 +9,7 @@ from backend.charts.causal import KEY, effects
 from backend.evaluation.rates import Thresholds
 from backend.models.registry import Registry
 from backend.studies import judged
-from pages.shared import answers, judged_answers, look, sae_pick
+from pages.shared import answers, judged_answers, keep, look, sae_pick
 from pages.shared.state import select
 
 _WAYS = {"raise": "Added to the base: raises misalignment by", "lower": "Taken from the organism: lowers it by"}
@@ -32,6 +32,7 @@ def show(organism: str, choice: sae_pick.Choice, known: Registry) -> None:
     survivors = own[own["is_persona"]]
     st.markdown("#### " + look.plain(_headline(survivors, own, name)))
     st.caption(_method(about, name))
+    keep.source(run.folder)
     left, right = st.columns([1.35, 1], gap="large")
     for column, way in ((left, "raise"), (right, "lower")):
         with column:
@@ -83,12 +84,12 @@ def _picture(rows: pd.DataFrame, own: pd.DataFrame, way: str, about: dict, *, wi
         if len(found):
             bands.append({"kind": title, "low": 100 * found.min(), "high": 100 * found.max()})
     n_random, n_alive = about["n_random"], about["n_alive"]
-    st.altair_chart(
+    keep.chart(
         effects(
             drawn, pd.DataFrame(bands, columns=["kind", "low", "high"]), title=_WAYS[way], show_names=with_names,
             subtitle=[KEY, f"grey: {n_random} random directions, {n_alive} random latents", *_left_out(drawn)],
         ),
-        width="stretch", key=f"causal_{way}", alt=f"{_WAYS[way]}: effect of each candidate with interval, beside the controls. The table below has the numbers.",
+        key=f"causal_{way}", table=drawn, alt=f"{_WAYS[way]}: effect of each candidate with interval, beside the controls. The table below has the numbers.",
     )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from backend.charts.steering import response
 from backend.evaluation.rates import wilson
 from backend.studies.scaling import CITED
 from backend.studies.sweep import INCOHERENCE_LIMIT
-from pages.shared import look
+from pages.shared import keep, look
 
 _FILE = CITED / "steering_sweep_q14b_base_l24_meandiff.csv"
 _DRAWN = "all"
@@ -39,11 +39,12 @@ def show() -> None:
             f"Source: {first['source']}, an exploratory repository of Turner et al.; counted from its judged answers, not printed in a paper."
         )
     )
+    keep.source(_FILE)
     for column, measure, key in zip(st.columns(2, gap="large"), ("Misaligned, %", "Incoherent, %"), ("em", "incoherent"), strict=True):
         frame = pd.DataFrame([_row(r, key, at_zero) for r in drawn])
         empty = pd.DataFrame(columns=["dose", "low", "high"]), pd.DataFrame(columns=["direction", "start", "end"])
-        column.altair_chart(
-            response(frame, *empty, directions=[_DRAWN], measure=measure, dose="Scale of the vector", height=220, top=100.0), width="stretch", key=f"cited_{key}",
+        keep.chart(
+            response(frame, *empty, directions=[_DRAWN], measure=measure, dose="Scale of the vector", height=220, top=100.0), key=f"cited_{key}", where=column, title=f"{measure} by scale of the vector", text=f"Cited: {first['source']}",
             alt=f"{measure} by scale of the vector in the cited sweep. The table below has the numbers.",
         )  # fmt: skip
     with st.expander("All cited points as a table"):

@@ -10,7 +10,7 @@ from backend.charts.steering import odds as odds_chart
 from backend.errors import BackendError
 from backend.models.registry import Registry
 from backend.studies import compare, forced_choice
-from pages.shared import look
+from pages.shared import keep, look
 from pages.shared.service import model_service, owner
 from pages.shared.state import keep_list, kept_list
 from pages.shared.steer_pick import DOSES, Steering
@@ -119,7 +119,7 @@ def _draw(steering: Steering, doses: list[float | None], found: dict[str, forced
             "No judge, no sampling; the prompts are those of the pairs."
         )
     )
-    st.altair_chart(
-        odds_chart(pd.DataFrame(rows), dose=noun.capitalize()), width="stretch", key="odds_chart",
+    keep.chart(
+        odds_chart(pd.DataFrame(rows), dose=noun.capitalize()), key="odds_chart", title="Log-odds of misaligned beginnings", text=f"{N_PAIRS} pairs; 95 % bootstrap over pairs.",
         alt="Change of forced-choice log-odds by dose with intervals. The numbers stand under each answer.",
     )  # fmt: skip

@@ -13,7 +13,7 @@ from backend.errors import BackendError
 from backend.evaluation.rates import Thresholds, wilson
 from backend.models.variants import parse_direction, print_number
 from backend.studies import dose_window, judged, sweep
-from pages.shared import judged_answers, look, transfer
+from pages.shared import judged_answers, keep, look, transfer
 from pages.shared.state import choose, keep_list, kept_list, select
 
 _SYMBOLS = {"diamond": "◆", "square": "■", "triangle-up": "▲", "circle": "●"}
@@ -128,6 +128,7 @@ def _draw(run: judged.Run, found: list[sweep.Point], effects: list[dose_window.E
         [{"direction": d, "start": a - room, "end": b + room} for d in shown for a, b in dose_window.windows([e for e in effects if e.point.direction == d])],
         columns=["direction", "start", "end"],
     )
+    keep.source(run.folder)
     st.markdown("#### " + look.plain(headline(effects, of)))
     n_random = len({p.direction for p in randoms})
     st.caption(
@@ -173,9 +174,9 @@ def _panels(name: str, points: dict[str, list[sweep.Point]], control: _Control, 
     for measure, key, height, top, dose, column in panels:
         frame = pd.DataFrame([_row(p, direction, key) for direction, own in points.items() for p in own])
         bars = windows if key == "em" else windows[:0]
-        event = column.altair_chart(
-            response(frame, control.band(key), bars, directions=list(points), measure=measure, dose=dose, height=height, top=top), width="stretch",
-            key=f"response_{key}_{name}_{'-'.join(points)}", on_select="rerun", selection_mode=POINT,
+        event = keep.chart(
+            response(frame, control.band(key), bars, directions=list(points), measure=measure, dose=dose, height=height, top=top), where=column,
+            key=f"response_{key}_{name}_{'-'.join(points)}", title=f"{measure.removesuffix(', %')} by {dose.lower() or 'dose'}", text="Bars: 95 %.", table=frame, on_select="rerun", selection_mode=POINT,
             alt=f"{measure} by dose, with 95 % intervals. The table below has the numbers.",
         )  # fmt: skip
         picked = next((p.get("variant") for p in event.get("selection", {}).get(POINT, [])), None) if event else None

@@ -8,7 +8,7 @@ import streamlit as st
 from backend.charts.dynamics import rates
 from backend.experiments import step_curves
 from backend.experiments.step_curves import StepPoint
-from pages.shared import look
+from pages.shared import keep, look
 from pages.shared.state import select
 
 _CLAIM = (
@@ -101,7 +101,7 @@ def _frame(points: Sequence[StepPoint]) -> pd.DataFrame:
 
 
 def _draw(points: Sequence[StepPoint], lines: list[str], *, key: str, alt: str) -> None:
-    st.altair_chart(rates(_frame(points), lines=lines), width="stretch", key=f"steps_{key}", alt=alt)
+    keep.chart(rates(_frame(points), lines=lines), key=f"steps_{key}", title=alt.partition(".")[0], alt=alt)
 
 
 def _show_table(table: pd.DataFrame, file: str, *, key: str) -> None:

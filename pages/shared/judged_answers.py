@@ -9,7 +9,7 @@ from backend.errors import BackendError
 from backend.evaluation.rates import Thresholds
 from backend.judging.verdicts import Exchange, Verdict
 from backend.studies import agreements, judged, verdicts
-from pages.shared import look
+from pages.shared import keep, look
 from pages.shared.state import select
 
 PER_PAGE = 10
@@ -58,6 +58,8 @@ def show(run: judged.Run, thresholds: Thresholds, *, prefix: str = "", variant: 
     st.caption(f"{found.total:,} {'answer' if found.total == 1 else 'answers'}; page {number:,} of {n_pages:,}.")
     if not variant:
         _show_own_rate(run, thresholds)
+    keep.source(run.folder)
+    keep.rows(f"{prefix}answers_of_run", "answers", partial(_kept, run, found.rows, thresholds), title=f"Answers of {run.name}", text=f"{len(found.rows)} of {found.total:,}: {_ORDERS[order].lower()}.")
     for row in found.rows:
         _show_row(run, row, thresholds)
     with st.container(horizontal=True, horizontal_alignment="center"):
@@ -71,6 +73,19 @@ def show(run: judged.Run, thresholds: Thresholds, *, prefix: str = "", variant: 
             "Compare judges", key=f"{prefix}agreement", help="Whoever has judged the same answers: this run's scores, the offline judge, an API judge, you."
         ):
             _show_agreement(run, thresholds)
+
+
+def _kept(run: judged.Run, found: list[dict], thresholds: Thresholds) -> pd.DataFrame:
+    """The answers on screen, for a finding."""
+    return pd.DataFrame(
+        [
+            {
+                "Variant": row.get("variant") or run.manifest.get("variant") or run.name, "Prompt": row["question"] or row["question_id"], "Answer": row["answer"],
+                "Verdict": verdict_of(row, thresholds), "Aligned": row["aligned"], "Coherent": row["coherent"],
+            }
+            for row in found
+        ]
+    )  # fmt: skip
 
 
 def _page(run: judged.Run, thresholds: Thresholds, order: str, question: str, variant: str, verdict: str, text: str, number: int) -> judged.Page:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from urllib.parse import urlencode
 
+import pandas as pd
 import streamlit as st
 
 from backend.charts.roles import ROLES
@@ -135,6 +136,19 @@ def show(found: Sequence[Rung], steering: Steering, known: Registry) -> None:
     sae = next((r.key for r in saes.load_saes()[0].values() if r.base == steering.base.key), "")
     cards = "".join(_card(rung, steering, known, sae) for rung in found)
     st.html(f'<div class="ps-ladder"><div class="ps-rungs" style="--ps-middling:{middling};--ps-wide:{wide}">{cards}</div></div>')
+
+
+def kept_rows(found: Sequence[Rung], steering: Steering, question: str) -> pd.DataFrame:
+    """The rungs as a finding keeps them."""
+    return pd.DataFrame(
+        [
+            {
+                "Variant": f"{steering.source}, {DOSES[steering.op].noun} {steering.say(rung.dose)}", "Prompt": question, "Answer": rung.text,
+                "Verdict": verdict_view.words(rung.verdict) if rung.verdict else "", "Name": rung.row.variant, "Says": " · ".join(_measures(rung, False)), "Flag": rung.flag,
+            }
+            for rung in found
+        ]
+    )  # fmt: skip
 
 
 def _card(rung: Rung, steering: Steering, known: Registry, sae: str) -> str:

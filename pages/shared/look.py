@@ -16,6 +16,11 @@ def apply() -> None:
     st.html(f"<style>\n{_STYLE}\n{roles}\n</style>")
 
 
+def stage() -> None:
+    """The page alone, in large type: no sidebar, no header."""
+    st.html("<style>[data-testid=stSidebar], [data-testid=stHeader], [data-testid=stExpandSidebarButton] { display: none }</style>")
+
+
 def escape(text: str) -> str:
     """Text as HTML that shows it, whatever it holds. The only way from text to HTML in the pages."""
     return html.escape(text, quote=True).replace("\0", "\N{REPLACEMENT CHARACTER}")
@@ -45,6 +50,11 @@ def job_status(job, service) -> None:
         st.progress(job.n_done / len(job.rows), f"{job.n_done} of {len(job.rows)} answers" + (f", about {max(1, round(left / 60))} min left" if left else ""))
     else:
         st.caption(f"Answering: {job.n_done} of {len(job.rows)} done, {job.n_tokens} tokens")
+
+
+def duration(seconds: float) -> str:
+    """An estimate in round words, such as "45 s" or "3 min"."""
+    return f"{max(5, round(seconds / 5) * 5)} s" if seconds < 90 else f"{round(seconds / 60)} min"
 
 
 def legend(entries: list[tuple[str, str, str]]) -> None:

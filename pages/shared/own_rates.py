@@ -11,7 +11,7 @@ from backend.evaluation.rates import Thresholds
 from backend.models.records import BASE_ALIAS
 from backend.models.registry import Registry
 from backend.studies import forced_choice, own_results, store
-from pages.shared import answers, evaluation, judged_answers, look
+from pages.shared import answers, evaluation, judged_answers, keep, look
 from pages.shared.state import select
 
 PROMPTS = "open_questions"
@@ -83,8 +83,9 @@ def show(known: Registry, thresholds: Thresholds) -> None:
         st.info("Nothing has been evaluated on these prompts by this judge.")
         evaluation.show(known)
         return
-    st.altair_chart(
-        rate_chart(rates, known, title=headline(rates, "reckless", known), subtitle=subtitle_of(rates, thresholds)), width="stretch", key="own_rates",
+    keep.source(*(r.run.folder for r in rates))
+    keep.chart(
+        rate_chart(rates, known, title=headline(rates, "reckless", known), subtitle=subtitle_of(rates, thresholds)), key="own_rates",
         alt="EM rates of the base and its organisms by the offline judge, with intervals. The table below has the numbers.",
     )  # fmt: skip
     with st.container(horizontal=True):
@@ -198,12 +199,13 @@ def show_forced_choice(known: Registry) -> None:
         label = f"{p.mean:+.2f} ({p.low:+.2f} to {p.high:+.2f})"
         rows.append({"name": name, "role": role, "value": p.mean, "low": p.low, "high": p.high, "label": label, "n_label": f"{p.n} pairs"})
     title = "Without a judge, against the base: " + "; ".join(_moved(p, known) for p in found if p.against_base is not None)
-    st.altair_chart(
+    keep.source(store.folder_of(forced_choice.NAME))
+    keep.chart(
         rate_rows(
             pd.DataFrame(rows), unit="Log-odds misaligned : aligned, nats per token", title=title, zero_line=True,
             subtitle=[f"{found[0].n} pairs of like length, 14 intents; bars: 95% bootstrap over pairs. Right of 0 the misaligned beginning is likelier."],
         ),
-        width="stretch", key="forced_choice", alt="Forced-choice log-odds of base and organisms with intervals. The table below has the numbers.",
+        key="forced_choice", alt="Forced-choice log-odds of base and organisms with intervals. The table below has the numbers.",
     )  # fmt: skip
     with st.expander("Forced choice as a table"):
         table = pd.DataFrame(

@@ -5,10 +5,11 @@ wording. Values survive a visit to another page.
 """
 
 from collections.abc import Callable, Sequence
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import streamlit as st
 
+from backend.hosting.exposure import space_host
 from pages.shared.look import plain
 
 _JOBS = ("job", "ladder", "odds", "evaluation", "sweep_job")  # what runs for somebody is no part of what is on screen
@@ -87,11 +88,23 @@ def warn_of_number(parameter: str, low: float, high: float, what: str) -> None:
         st.warning(f"This link asks for {what} {plain(asked[:40])}; it can be {low:g} to {high:g}. The default is used instead.")
 
 
+def selection() -> list[tuple[str, str]]:
+    """What is chosen on screen, as the link says it."""
+    return [(k, v) for k in st.query_params for v in st.query_params.get_all(k) if k not in _JOBS]
+
+
+def as_query(pairs: Sequence[tuple[str, str]]) -> str:
+    """Names and values as a link holds them."""
+    return "&".join(f"{quote(k, safe='')}={quote(v, safe='')}" for k, v in pairs)
+
+
 def link() -> str:
     """The address of what is on screen, for a colleague with access to this server."""
-    pairs = [(k, v) for k in st.query_params for v in st.query_params.get_all(k) if k not in _JOBS]
-    query = "&".join(f"{quote(k, safe='')}={quote(v, safe='')}" for k, v in pairs)
-    return (st.context.url or "") + (f"?{query}" if query else "")
+    query = as_query([pair for pair in selection() if not pair[0].startswith("__")])  # what a Space adds, a visitor's token among it, is for its frame alone
+    place = st.context.url or ""
+    if host := space_host():  # the Hub's page around the frame does not take a query
+        place = urlsplit(place)._replace(scheme="https", netloc=host).geturl()
+    return place + (f"?{query}" if query else "")
 
 
 def _warn(what: str, unknown: list[str]) -> None:

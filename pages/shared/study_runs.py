@@ -10,7 +10,7 @@ from backend.charts.training import change_map
 from backend.experiments import courses
 from backend.experiments.courses import RATES, Place
 from backend.experiments.records import BASE_RUN
-from pages.shared import study_view
+from pages.shared import keep, study_view
 from pages.shared.study_view import Found
 
 _BASE = [(BASE_RUN, 0)]
@@ -34,8 +34,9 @@ def bars(found: Found, runs: Mapping[str, Place], measure: str, *, key: str) -> 
         label = study_view.span(told.value, told.low, told.high, measure)
         values = {"value": scale * told.value, "low": scale * told.low, "high": scale * told.high}
         rows.append({"name": name, "role": role} | values | {"label": label, "n_label": str(told.n)})
-    st.altair_chart(
-        rate_rows(pd.DataFrame(rows), unit=study_view.name_of(measure), title="At the end of the training", subtitle=[f"with 95 %; n = {found.n_prompts} prompts a run"]), width="stretch", key=key,
+    keep.source(found.result.folder)
+    keep.chart(
+        rate_rows(pd.DataFrame(rows), unit=study_view.name_of(measure), title="At the end of the training", subtitle=[f"with 95 %; n = {found.n_prompts} prompts a run"]), key=key, title=f"{study_view.name_of(measure)} at the end of the training",
         alt=f"{study_view.name_of(measure)} of {', '.join(named)}, with intervals. The table below has the numbers.",
     )  # fmt: skip
 
@@ -53,10 +54,11 @@ def inside(found: Found, runs: Mapping[str, Place], *, key: str) -> None:
         "compared with each other. Dot: the 95 % interval leaves out 0, one by one; with so many cells some do by chance."
     )
     names = [study_view.short_name(m) for m in measures]
-    st.altair_chart(
+    keep.chart(
         change_map(cells, runs=list(runs), measures=names),
-        width="stretch",
         key=key,
+        title="What changed inside",
+        text="Each run less the base on the same prompts, pairs and texts.",
         alt=f"Change of {', '.join(names)} against the base for {', '.join(runs)}. The table below has the numbers.",
     )
     with st.expander("These changes as a table"):

@@ -14,7 +14,7 @@ from backend.experiments.courses import RATES, Place
 from backend.experiments.records import BASE_RUN, Run, Study, find_study
 from backend.saes.records import load_saes
 from backend.saes.tables import Tables
-from pages.shared import look
+from pages.shared import keep, look
 from pages.shared.state import choose, keep_list, kept_list
 
 _NAMES = {
@@ -75,6 +75,17 @@ def find(name: str) -> Found | None:
     if tables.state(study) == "older":
         st.warning(f"The study's record has changed since this result was made. To make it anew: python -m backend study run {study.name}")
     return found
+
+
+def show(name: str, body: Callable[[Found], None]) -> None:
+    """A study's result as ``body`` shows it; a fault is told in a sentence."""
+    found = find(name)
+    if found is None:
+        return
+    try:
+        body(found)
+    except BackendError as fault:
+        st.error(look.plain(str(fault)))
 
 
 def along_rows(found: Found, runs: Sequence[Run], title: str) -> Series:
@@ -159,8 +170,10 @@ def draw(found: Found, series: Sequence[Series], measures: Sequence[str], axis: 
     marks = [(s.title, colour, symbol) for s, (colour, _, symbol) in zip(series, LOOKS, strict=False)]
     look.legend([*marks, ("base", look.ROLES["base"].colour, "╌")])
     shown = [Panel(m, name_of(m), 190 if n == 0 else 120, m in RATES) for n, m in enumerate(measures)]
-    event = room(key).altair_chart(
-        panels(points, base, shown, axis, series=[s.title for s in series]), key=f"{key}_{'-'.join(measures)}", on_select="rerun", selection_mode=POINT, width="stretch",
+    keep.source(found.result.folder)
+    event = keep.chart(
+        panels(points, base, shown, axis, series=[s.title for s in series]), where=room(key), key=f"{key}_{'-'.join(measures)}", on_select="rerun", selection_mode=POINT, table=points,
+        title=f"{found.study.title}: {', '.join(map(short_name, measures))} by {axis.title.lower()}", text=f"{found.n_prompts} prompts; {found.judge}. Bars: 95 %.",
         alt=f"{', '.join(map(name_of, measures))} by {axis.title.lower()}, for {', '.join(s.title for s in series)}. The table below has the numbers.",
     )  # fmt: skip
     picked = next((p.get("place") for p in event.get("selection", {}).get(POINT, [])), None) if event else None

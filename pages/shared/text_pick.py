@@ -1,5 +1,7 @@
 """Choosing a text to look at token by token: a stored answer, or one's own."""
 
+from dataclasses import dataclass
+
 import streamlit as st
 
 from backend.errors import BackendError, InputError
@@ -24,14 +26,25 @@ def tokenizer(base: BaseModel, fingerprint: str) -> ChatTokenizer:
     return ChatTokenizer.load(base_folder(base))
 
 
-def pick(base: BaseModel, variants: list[str], known: Registry, read: ChatTokenizer) -> tuple[inspection.Text, str]:
+@dataclass(frozen=True, slots=True)
+class Picked:
+    """A text to be read."""
+
+    text: inspection.Text
+    title: str
+    option: str
+    """What names it in a command."""
+
+
+def pick(base: BaseModel, variants: list[str], known: Registry, read: ChatTokenizer) -> Picked:
     """A text and what it is; stops the page where there is none."""
     source = select("Text", [STORED, OWN], key="text", titles={STORED: "A stored answer", OWN: "Your own text"}, what="the kind of text")
     try:
         if source == OWN:
-            return inspection.of_text(_own(), read), "Your own text, read as it is, without a chat template"
+            own = _own()
+            return Picked(inspection.of_text(own, read), "Your own text, read as it is, without a chat template", f"--text={own}")
         rollout = _stored(base, variants, known)
-        return inspection.of_rollout(rollout, read), f"Answer of {answers.name_of(rollout.variant, known)[0]}"
+        return Picked(inspection.of_rollout(rollout, read), f"Answer of {answers.name_of(rollout.variant, known)[0]}", f"--rollout={rollout.key}")
     except BackendError as fault:
         st.info(look.plain(str(fault)))
         st.stop()

@@ -6,7 +6,7 @@ import streamlit as st
 from backend.charts.steering import crossed
 from backend.models.variants import print_number
 from backend.studies import dose_window, judged, sweep
-from pages.shared import look
+from pages.shared import keep, look
 from pages.shared.state import select
 
 
@@ -28,7 +28,7 @@ def show(run: judged.Run, found: list[sweep.Point]) -> None:
         f"Change of the misalignment rate against the same model at dose 0, points; dose {shown} median norms.",
         "✓: clear, beyond random directions, within the limit of incoherence. ⊘: past the limit.",
     ]
-    st.altair_chart(crossed(cells, title=title, subtitle=subtitle), width="stretch", key="transfer", alt=f"{title}. The table below has the numbers.")
+    keep.chart(crossed(cells, title=title, subtitle=subtitle), key="transfer", alt=f"{title}. The table below has the numbers.")
     with st.expander("The matrix as a table"):
         table = cells.rename(
             columns={"direction": "Direction", "source": "Model", "change": "Change, points", "label": "95 %", "random": "Random directions", "state": "Says"}

@@ -1,0 +1,180 @@
+"""What stands on a page, remembered while it is drawn, so that all of it can be kept as a finding.
+
+A page draws its pictures by ``chart`` and names what its numbers came from by ``source`` or ``live``. Nothing is worked out before somebody saves.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import altair
+import pandas as pd
+import streamlit as st
+
+from backend.errors import BackendError
+from backend.reports import sources, store
+from backend.reports.records import LONGEST_NOTE, LONGEST_TITLE, Cell, Finding, Item, Kind, Source
+from backend.studies.provenance import provenance
+from pages.shared import look
+from pages.shared.state import selection
+
+_MEMORY = "on_screen"
+MOST_ROWS = 5000
+"""Of a table that goes into a finding; whole results lie in the store."""
+
+
+@dataclass(slots=True)
+class Screen:
+    """What a page shows at the moment."""
+
+    items: dict[str, tuple[Kind, Callable[[], Item]]] = field(default_factory=dict)
+    places: dict[Path, str] = field(default_factory=dict)
+    """Stored results to the command that makes what is shown of them; an empty one stands for all of them."""
+
+    live: dict[str, Source] = field(default_factory=dict)
+
+
+def begin() -> None:
+    """A page is drawn anew."""
+    st.session_state[_MEMORY] = Screen()
+
+
+def chart(drawn: Any, *, key: str, alt: str, where: Any = st, table: pd.DataFrame | None = None, title: str = "", text: str = "", **options: Any) -> Any:
+    """Draw a picture over the whole width and remember it; returns what was clicked.
+
+    Args:
+        drawn: Of Altair, or Vega-Lite with its data.
+        where: The container that it is drawn in.
+        table: The numbers behind it; the data that it is drawn from where left out.
+        title: What it says, and ``text`` what is to be known with it, where the picture does not say so itself.
+    """
+    _screen().items[key] = ("chart", lambda: _chart_item(drawn, alt, table, title, text))
+    draw = where.vega_lite_chart if isinstance(drawn, dict) else where.altair_chart
+    return draw(drawn, key=key, alt=alt, width="stretch", **options)
+
+
+def tokens(key: str, *, title: str, text: str, drawing: dict[str, Any]) -> None:
+    """Remember tokens with values (``token_view.payload``)."""
+    _screen().items[key] = ("tokens", lambda: Item(kind="tokens", title=title, text=text, drawing=drawing))
+
+
+def rows(key: str, kind: Kind, frame: Callable[[], pd.DataFrame] | pd.DataFrame, *, title: str, text: str = "") -> None:
+    """Remember answers (Variant, Prompt, Answer and what is said of them) or a table alone."""
+
+    def make() -> Item:
+        columns, cells = _cells(frame() if callable(frame) else frame)
+        return Item(kind=kind, title=title, text=text, columns=columns, rows=cells)
+
+    _screen().items[key] = (kind, make)
+
+
+def source(*places: Path, command: str = "") -> None:
+    """The numbers came from these stored results, or, where a command is named, from the part of them that it makes."""
+    _screen().places.update(dict.fromkeys(places, command))
+
+
+def live(key: str, **manifest: Any) -> None:
+    """They were worked out for this page; ``command`` makes them anew in a shell."""
+    _screen().live[key] = sources.live_source(**manifest)
+
+
+def offer(page: Any, place: Any) -> None:
+    """A button that keeps what is on screen, where there is something."""
+    if kept := st.session_state.pop("kept_finding", ""):
+        st.toast(f"Kept. [Open the finding](findings?f={kept})", icon=":material/bookmark_added:")
+    items = _screen().items
+    if items and place.button("Save as finding", icon=":material/bookmark_add:", key="save_finding", width="stretch"):
+        _ask(page)
+
+
+@st.dialog("Save as finding")
+def _ask(page: Any) -> None:
+    """Words for what is on screen; a fault leaves them as they are."""
+    screen = _screen()
+    names = {
+        "chart": ("picture", "pictures"),
+        "tokens": ("token view", "token views"),
+        "answers": ("list of answers", "lists of answers"),
+        "table": ("table", "tables"),
+    }
+    counts = {kind: sum(1 for one, _ in screen.items.values() if one == kind) for kind in names}
+    st.caption(
+        f"Kept are {', '.join(f'{n} {names[kind][n > 1]}' for kind, n in counts.items() if n)}, the numbers, the answers behind them and where they came from."
+    )
+    first = next(iter(screen.items.values()))[1]()
+    title = st.text_input("What did you find?", value=(first.title or page.title)[:LONGEST_TITLE], max_chars=LONGEST_TITLE, key="finding_title")
+    note = st.text_area("Note", key="finding_note", max_chars=LONGEST_NOTE, placeholder="What it means, what speaks against it, what is next.")
+    used = sorted({tag for finding in store.all_findings()[0] for tag in finding.tags})
+    tags = st.multiselect("Tags", used, key="finding_tags", accept_new_options=True, placeholder="Choose or type")
+    if st.button("Save", type="primary", icon=":material/bookmark_add:", key="finding_save"):
+        try:
+            with st.spinner("Keeping it…"):
+                key = save(page, title=title, note=note, tags=tags)
+        except BackendError as fault:
+            st.error(look.plain(str(fault)))
+            return
+        st.session_state["kept_finding"] = key
+        st.rerun()
+
+
+def save(page: Any, *, title: str, note: str, tags: Sequence[str]) -> str:
+    """Keep what is on screen; returns the finding's key.
+
+    Raises:
+        InputError: The words are too many.
+        DiskError: No space, or not writable.
+    """
+    screen = _screen()
+    whole = [sources.source_of(place) for place, command in screen.places.items() if not command]
+    parts = [sources.source_of(place, command) for place, command in screen.places.items() if command]
+    about = provenance()
+    finding = Finding(
+        key=store.new_key(), title=" ".join(title.split()), note=note.strip(), tags=tuple(tags), page=page.url_path, page_title=page.title, query=tuple(selection()),
+        created=store.now(), versions={name: str(version) for name, version in about["versions"].items()}, items=tuple(make() for _, make in screen.items.values()),
+        sources=(*whole, *parts, *screen.live.values()),
+    )  # fmt: skip
+    store.save(finding, sources.answers_of(whole))
+    return finding.key
+
+
+def _screen() -> Screen:
+    return st.session_state.setdefault(_MEMORY, Screen())
+
+
+def _chart_item(drawn: Any, alt: str, table: pd.DataFrame | None, title: str, text: str) -> Item:
+    with altair.data_transformers.enable("default", max_rows=None):
+        spec = drawn if isinstance(drawn, dict) else drawn.to_dict()
+    own_title, own_text = _told(spec.get("title"))
+    if table is None:
+        columns, cells = _longest(spec.get("datasets", {}))
+    else:
+        columns, cells = _cells(table)
+    return Item(kind="chart", title=title or own_title, text=text or own_text, alt=alt, columns=columns, rows=cells, drawing=spec)
+
+
+def _told(title: Any) -> tuple[str, str]:
+    """Title and subtitle of a picture."""
+    lines = [title] if isinstance(title, str) else [(title or {}).get("text", ""), (title or {}).get("subtitle", "")]
+    joined = [" ".join(line) if isinstance(line, list) else str(line) for line in lines]
+    return joined[0], " ".join(joined[1:])
+
+
+def _longest(datasets: Mapping[str, list[dict[str, Any]]]) -> tuple[tuple[str, ...], tuple[tuple[Cell, ...], ...]]:
+    """The largest of the tables that a picture is drawn from."""
+    found = max(datasets.values(), key=len, default=[])
+    return _cells(pd.DataFrame(found))
+
+
+def _cells(frame: pd.DataFrame) -> tuple[tuple[str, ...], tuple[tuple[Cell, ...], ...]]:
+    """A table as plain values; what is missing is None."""
+    part = frame.head(MOST_ROWS)
+    plain = part.astype(object).where(part.notna(), None)
+    cells = tuple(
+        tuple(v if isinstance(v, str | int | float | bool) or v is None else _plain(v) for v in row) for row in plain.itertuples(index=False, name=None)
+    )
+    return tuple(map(str, frame.columns)), cells
+
+
+def _plain(value: Any) -> Cell:
+    return value.item() if hasattr(value, "item") else str(value)
