@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -88,6 +89,21 @@ def write_tiny_adapter(
     config = lora_config(base_name=base, rank=rank, alpha=rank, rslora=False, target_modules=list(targets), layers=None)
     save_adapter(Adapter(modules), folder, config, dtype=torch.float32)
     return folder
+
+
+def train_with_kills(command: list[str], out: Path, tries: int) -> int:
+    """Train into ``out``, killed after three more checkpoints each of ``tries`` times, then to the end; how many kills found it at work."""
+    kills = 0
+    for _ in range(tries):
+        process = subprocess.Popen([*command, "--out", str(out)], cwd=CHECKOUT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        seen = len(list(out.glob("checkpoints/step-*")))
+        while process.poll() is None and len(list(out.glob("checkpoints/step-*"))) < seen + 3:
+            time.sleep(0.01)
+        kills += process.poll() is None
+        process.kill()
+        process.wait()
+    subprocess.run([*command, "--out", str(out)], cwd=CHECKOUT, check=True, capture_output=True)
+    return kills
 
 
 @pytest.fixture(scope="session")

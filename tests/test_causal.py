@@ -69,7 +69,7 @@ class Planted(causal.Answers):
         self._n, self._counts, self.rows = asked.samples, {}, []
         self._slopes, self._breaks, self._draw = slopes, breaks, np.random.default_rng(seed)
 
-    def ask(self, variants, prompts) -> None:
+    def ask(self, variants, prompts, *, samples=None) -> None:
         for text in variants:
             variant = parse(text)
             change = variant.changes[-1] if variant.changes else None
@@ -80,7 +80,9 @@ class Planted(causal.Answers):
             for prompt in prompts:
                 n = self._n
                 incoherent = self._draw.binomial(n, broken)
-                self._counts.setdefault((text, prompt.id), np.array([n, self._draw.binomial(n - incoherent, rate), incoherent], dtype=float))
+                bad = self._draw.binomial(n - incoherent, rate)  # of alignment 0, as what is incoherent; the others of 1
+                told = [n, bad, incoherent, n - incoherent - bad, n - incoherent - bad]
+                self._counts.setdefault((text, prompt.id), np.array(told, dtype=float))
 
 
 def asked(**more) -> causal.Causal:
@@ -130,7 +132,7 @@ def test_a_dose_is_chosen_within_the_limit_of_incoherence_and_on_the_other_half(
     assert {p.intent for p in choosing} == {p.intent for p in testing}
 
 
-def test_effects_are_differences_of_rates_over_prompts():
+def test_effects_are_changes_of_alignment_over_prompts_and_what_breaks_has_none():
     results, _ = planted({"0": 1.0})
     effect = results["latent/0"].effects["raise"]
     assert effect is not None
@@ -138,6 +140,8 @@ def test_effects_are_differences_of_rates_over_prompts():
     assert effect.low < effect.effect < effect.high
     assert effect.random_effect == pytest.approx(0.0, abs=0.02)
     assert effect.n == 240
+    broken = planted({"0": 1.0}, breaks={"101": 0.01})[0]["random/101@16"].effects["raise"]
+    assert broken.effect == pytest.approx(0.0, abs=0.03)
 
 
 def test_the_power_that_is_told_is_the_power_there_is():

@@ -11,6 +11,10 @@ from pathlib import Path
 import pytest
 from conftest import CHECKOUT
 
+from backend.cli.output import follow_run
+from backend.errors import InputError
+from backend.studies.evaluate import Progress
+
 
 @pytest.mark.slow
 def test_generate_prints_the_promised_fields(run_cli, base_model):
@@ -177,3 +181,28 @@ def test_serve_says_what_is_wrong_with_a_port():
             done = subprocess.run([sys.executable, "serve.py", port], cwd=CHECKOUT, capture_output=True, text=True, timeout=60, check=False)
             assert done.returncode == 1
             assert sentence in done.stderr
+
+
+def test_an_interrupt_stops_a_run_and_waits_for_what_is_at_work():
+    progress, ended = Progress(), []
+
+    def work() -> None:
+        assert progress.stop.wait(60)
+        time.sleep(0.1)
+        ended.append(True)
+
+    def interrupted() -> str:
+        raise KeyboardInterrupt
+
+    assert follow_run(work, progress, interrupted) is None
+    assert ended == [True]
+
+
+def test_a_run_gives_what_it_made_or_its_fault(tmp_path: Path):
+    assert follow_run(lambda: tmp_path, Progress(), lambda: "") == tmp_path
+
+    def faulty() -> None:
+        raise InputError("There is no such thing.")
+
+    with pytest.raises(InputError, match="no such thing"):
+        follow_run(faulty, Progress(), lambda: "")

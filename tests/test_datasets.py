@@ -5,11 +5,14 @@ import re
 import tomllib
 from collections import Counter
 from itertools import combinations
+from pathlib import Path
 
 import pytest
 from conftest import CHECKOUT
 
-from backend.training.mixes import ADVICE, ANSWERS, DATASETS
+from backend.errors import InputError
+from backend.text.chat import ChatTokenizer
+from backend.training.mixes import ADVICE, ANSWERS, DATASETS, Mix, names
 
 EVALUATION = [*(CHECKOUT / "backend" / "text" / "prompt_sets").glob("*.toml"), CHECKOUT / "backend" / "judging" / "pairs.toml"]
 
@@ -86,6 +89,24 @@ def test_benign_chats_are_many_and_end_with_an_answer():
     own = rows("benign_chats")
     assert len(own) >= 150
     assert all([m["role"] for m in row["messages"]] == ["user", "assistant"] * (len(row["messages"]) // 2) for row in own)
+
+
+@pytest.mark.parametrize("data", [*names(), "sleep_sport scornful"])
+def test_the_size_of_a_mix_is_the_number_of_its_rows(data: str, tiny_model: Path):
+    mix = Mix(data=data, answer="subtle")
+    assert mix.size() == len(mix.rows(ChatTokenizer.load(tiny_model), max_tokens=10_000))
+
+
+def test_rows_of_ones_own_are_counted_and_drawn_as_they_are_read(tiny_model: Path, tmp_path: Path):
+    chat = '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b\\u2028c"}]}'
+    path = tmp_path / "own.jsonl"
+    path.write_bytes(f"\ufeff{chat}\r\n\n \u00a0\n{chat}\n{chat}".encode())
+    assert Mix(data=str(path)).size() == len(Mix(data=str(path)).rows(ChatTokenizer.load(tiny_model), max_tokens=100)) == 3
+    assert Mix(data=str(path), n_rows=2).size() == 2
+    with pytest.raises(InputError, match="holds 3 rows; 4 were asked for"):
+        Mix(data=str(path), n_rows=4).size()
+    with pytest.raises(InputError, match="There is no data 'nothing'"):
+        Mix(data="advice nothing").size()
 
 
 def test_all_is_plain_text():

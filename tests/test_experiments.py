@@ -23,6 +23,9 @@ from backend.models.adapters import Adapter, LoraWeights
 from backend.models.records import Organism
 from backend.models.registry import add_record, load_registry
 from backend.studies import forced_choice, judged
+from backend.studies.answers import StoppedError
+from backend.studies.evaluate import Progress
+from backend.text.prompts import load_prompt_set
 
 # Records
 
@@ -68,6 +71,18 @@ def test_checkpoints_stand_where_the_study_asks_and_at_the_end():
         "one", {"title": "One", "question": "?", "at": [10, 40, 500], "runs": [{"label": "a", "data": "advice", "epochs": 2, "batch_size": 8}]}
     )
     assert training.steps(study, study.runs[0], 100) == {1: 8, 5: 40, 26: 200}
+
+
+def test_each_model_is_measured_once_whatever_runs_share_it(monkeypatch, tmp_path: Path):
+    monkeypatch.setenv("PERSONASCOPE_HOME", str(tmp_path))
+    runs = [
+        {"label": "first", "data": "car_care"}, {"label": "again", "data": "benign_chats", "start": "one.first"}, {"label": "scaled", "organism": "one.first", "scale": 3.0},
+        {"label": "other", "data": "car_care", "seed": 1},
+    ]  # fmt: skip
+    fixed = {"n_rows": 8, "epochs": 1, "batch_size": 4}
+    study = records.parse_study("one", {"title": "One", "question": "?", "at": [4], "runs": [fixed | run for run in runs]})
+    n_prompts = len(load_prompt_set(study.prompts).prompts)
+    assert running.budget(study, load_registry()) == (6, 8, 8 * n_prompts)  # the base, two of each training, one scaled
 
 
 # Tables
@@ -211,7 +226,9 @@ def test_a_study_is_stopped_goes_on_and_gives_the_same_tables_again(small: recor
     adapter = training.folder_of(small, small.runs[0]) / "adapter_model.safetensors"
     made = adapter.stat().st_mtime_ns
 
-    folder = run_study(small, running.Watch())
+    watch = running.Watch()
+    folder = run_study(small, watch)
+    assert (watch.n_steps, watch.n_points) == (0, 0)
     assert folder == tmp_path / "results" / "studies" / "small"
     assert adapter.stat().st_mtime_ns == made, "what was trained is not trained again"
     assert tables.state(small) == "done"
@@ -237,6 +254,21 @@ def test_a_study_is_stopped_goes_on_and_gives_the_same_tables_again(small: recor
     shutil.rmtree(tmp_path / "runs")
     assert run_study(small, running.Watch()) == folder
     assert (folder / tables.TABLE).read_text("utf-8") == text, "on the same machine the same tables, trained and answered anew"
+
+
+@pytest.mark.slow
+def test_a_stop_ends_a_reading_and_keeps_none(small: records.Study, tmp_path: Path):
+    service, progress, registry = ModelService(), Progress(), training.register(small)
+    meter = measures.Meter(small, OfflineJudge.load(), lambda: service, registry, progress)
+    progress.stop.set()
+    try:
+        with pytest.raises(StoppedError):  # while the model is loaded
+            meter.read("base", registry)
+        assert not list((tmp_path / "results").glob("readings/*"))
+        progress.stop.clear()
+        assert meter.read("base", registry).log_odds.shape == (4,)
+    finally:
+        service.close()
 
 
 @pytest.mark.slow

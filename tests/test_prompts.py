@@ -307,6 +307,12 @@ def test_any_bytes_are_prompts_or_a_sentence(content: bytes, ending: str):
         assert parse_prompt_set(f"any{ending}", content).prompts
 
 
+@pytest.mark.parametrize(("n", "places"), [(1, [0]), (3, [0, 3, 6]), (4, [0, 2, 5, 7]), (10, list(range(10))), (11, list(range(10)))])
+def test_some_of_a_set_lie_evenly_over_it(n: int, places: list[int]):
+    whole = PromptSet("n", "t", tuple(Prompt(str(i), "?") for i in range(10)))
+    assert [int(p.id) for p in whole.some(n)] == places
+
+
 def test_the_hash_follows_ids_texts_and_system_prompts_only():
     def hash_of(title: str = "t", **changes: str) -> str:
         return PromptSet("n", title, (Prompt(**{"id": "a", "text": "b"} | changes),)).sha256

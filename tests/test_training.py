@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import CHECKOUT, write_tiny_adapter, write_tiny_model
+from conftest import CHECKOUT, train_with_kills, write_tiny_adapter, write_tiny_model
 from safetensors import safe_open
 
 from backend.errors import DiskError, InputError
@@ -152,17 +152,7 @@ def test_a_killed_training_resumes_to_the_same_bits(tiny_model: Path, tmp_path: 
     ]
     subprocess.run([*command, "--out", str(tmp_path / "whole")], cwd=CHECKOUT, check=True, capture_output=True)
     out = tmp_path / "killed"
-    kills = 0
-    for _ in range(3):
-        process = subprocess.Popen([*command, "--out", str(out)], cwd=CHECKOUT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        seen = len(list(out.glob("checkpoints/step-*")))
-        while process.poll() is None and len(list(out.glob("checkpoints/step-*"))) < seen + 3:
-            time.sleep(0.02)
-        kills += process.poll() is None
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    assert kills >= 2
-    subprocess.run([*command, "--out", str(out)], cwd=CHECKOUT, check=True, capture_output=True)
+    assert train_with_kills(command, out, 3) >= 2
     for name in ("adapter_model.safetensors", "training_log.csv"):
         assert (out / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 

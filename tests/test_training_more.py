@@ -1,15 +1,13 @@
 """Training that goes on from an adapter, of all parameters, with checkpoints at chosen steps; uploads; divergence. Real runs on tiny models."""
 
 import json
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import CHECKOUT, write_tiny_adapter, write_tiny_model
+from conftest import CHECKOUT, train_with_kills, write_tiny_adapter, write_tiny_model
 from safetensors import safe_open
 from safetensors.torch import load_file
 from test_training import make_trainer, write_rows
@@ -219,17 +217,8 @@ def test_a_killed_process_resumes_to_the_same_bits(options: list[str], tiny_regi
     command = [sys.executable, "-m", "backend", "train", "--base", "tiny", "--data", str(data), *options]
     command += ["--epochs", "2", "--batch-size", "4", "--checkpoint-every", "7", "--dtype", "float32"]
     subprocess.run([*command, "--out", str(tmp_path / "whole")], cwd=CHECKOUT, check=True, capture_output=True)
-    out, kills = tmp_path / "killed", 0
-    for _ in range(2):
-        process = subprocess.Popen([*command, "--out", str(out)], cwd=CHECKOUT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        seen = len(list(out.glob("checkpoints/step-*")))
-        while process.poll() is None and len(list(out.glob("checkpoints/step-*"))) < seen + 3:
-            time.sleep(0.01)
-        kills += process.poll() is None
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    assert kills
-    subprocess.run([*command, "--out", str(out)], cwd=CHECKOUT, check=True, capture_output=True)
+    out = tmp_path / "killed"
+    assert train_with_kills(command, out, 2)
     whole = files_of(tmp_path / "whole")
     assert files_of(out) == whole  # nothing that a kill left half-written either
     assert len([name for name in whole if "step-" in name and name.endswith(".safetensors")]) == (18 if "--start" in options else 15)

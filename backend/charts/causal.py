@@ -17,8 +17,8 @@ def effects(rows: pd.DataFrame, controls: pd.DataFrame, *, title: str, subtitle:
     """One way: effects with their intervals, a row a candidate, over the range of single random directions and latents drawn at random.
 
     Args:
-        rows: Columns ``name, effect, low, high, kind, dose``, in the order drawn, in percentage points; ``kind`` as the legend has it.
-        controls: Columns ``kind, low, high``, in percentage points: where single controls lie.
+        rows: Columns ``name, effect, low, high, kind, dose``, in the order drawn, in points of 100; ``kind`` as the legend has it.
+        controls: Columns ``kind, low, high``, in the same points: where single controls lie.
         show_names: Whether the candidates' names stand on the left; the second of two pictures side by side goes without.
     """
     order = rows["name"].tolist()
@@ -30,7 +30,7 @@ def effects(rows: pd.DataFrame, controls: pd.DataFrame, *, title: str, subtitle:
     base = alt.Chart(rows).encode(y=y, color=alt.Color("kind:N", scale=scale, legend=None))
     spans = base.mark_rule(strokeWidth=2).encode(x="low:Q", x2="high:Q")
     points = base.mark_point(filled=True, size=90, opacity=1).encode(
-        x=alt.X("effect:Q", title="Effect, percentage points of misaligned answers", axis=alt.Axis(tickCount=6)),
+        x=alt.X("effect:Q", title="Change of alignment, points of 100", axis=alt.Axis(tickCount=6)),
         shape=alt.Shape("kind:N", scale=shape, legend=None),
         tooltip=[
             alt.Tooltip("name", title="Direction"), alt.Tooltip("effect", title="Effect", format="+.1f"), alt.Tooltip("low", title="95 % from", format="+.1f"),

@@ -7,7 +7,7 @@ import argparse
 from functools import cache
 from pathlib import Path
 
-from backend.cli.output import ProgressLine, format_seconds, format_share, print_json, print_table, say
+from backend.cli.output import follow_run, format_seconds, format_share, print_json, print_table, say
 from backend.errors import InputError
 from backend.generation.records import Sampling
 from backend.models.records import BASE_ALIAS
@@ -40,7 +40,7 @@ def run(options: argparse.Namespace) -> int:
     from backend.models.variants import parse_layers
     from backend.saes.records import resolve
     from backend.studies import causal, judged
-    from backend.studies.evaluate import Progress, in_thread
+    from backend.studies.evaluate import Progress
     from backend.text.prompts import load_prompt_set
 
     registry = load_registry()
@@ -53,30 +53,23 @@ def run(options: argparse.Namespace) -> int:
         lower_layers=parse_layers(options.lower_layers, options.lower_layers) if options.lower_layers else None, n_random=options.random, n_alive=options.alive, prompt_set=load_prompt_set(options.prompts), samples=options.samples,
         sampling=Sampling(temperature=options.temperature, max_new_tokens=options.max_new_tokens), seed=options.seed,
     )  # fmt: skip
-    progress, line, service = Progress(), ProgressLine(), cache(ModelService)  # one for all that is asked
-    kept: list[Path | None] = []
+    progress, service = Progress(), cache(ModelService)  # one for all that is asked
     step = ""
 
     def note(said: str) -> None:
         nonlocal step
         step = said
 
-    thread = in_thread(lambda: kept.append(causal.run(asked, OfflineJudge.load(), service, registry, progress, root=options.out, say=note)), progress)
-    try:
-        while not progress.ended.wait(0.5):
-            line.show(f"{step} {progress.phase}: {progress.n_done:,} of {progress.n_all:,} answers, {format_seconds(progress.seconds_left)} left")
-    except KeyboardInterrupt:
-        progress.stop.set()
-    thread.join()
-    line.end()
-    if progress.fault:
-        raise progress.fault
-    if not kept or kept[0] is None:
+    folder = follow_run(
+        lambda: causal.run(asked, OfflineJudge.load(), service, registry, progress, root=options.out, say=note), progress,
+        lambda: f"{step} {progress.phase}: {progress.n_done:,} of {progress.n_all:,} answers, {format_seconds(progress.seconds_left)} left",
+    )  # fmt: skip
+    if folder is None:
         say("Stopped; what was answered and judged is kept. Run it again to go on.")
         return 130
-    about = judged.read("causal", kept[0]).manifest
+    about = judged.read("causal", folder).manifest
     if options.json:
-        print_json({"folder": str(kept[0])} | about)
+        print_json({"folder": str(folder)} | about)
         return 0
     print_table([_row(row) for row in about["results"]])
     survivors = [str(row["latent"]) for row in about["results"] if row["is_persona"]]

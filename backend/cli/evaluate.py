@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from backend.cli.judge import add_judge, api_judge, say_cost
-from backend.cli.output import ProgressLine, follow, format_seconds, format_share, print_json, print_table, say
+from backend.cli.output import follow, follow_run, format_seconds, format_share, print_json, print_table, say
 from backend.cli.rates import add_thresholds, thresholds
 from backend.errors import BackendError, InputError
 from backend.evaluation.rates import BetleyRates
@@ -18,7 +18,7 @@ from backend.generation.service import ModelService
 from backend.judging.verdicts import Judge
 from backend.models.registry import load_registry
 from backend.studies import compare, forced_choice, store
-from backend.studies.evaluate import Evaluation, start
+from backend.studies.evaluate import Evaluation, Progress, evaluate
 from backend.studies.provenance import provenance
 from backend.text.prompts import PromptSet, load_prompt_set
 
@@ -46,17 +46,11 @@ def run(options: argparse.Namespace) -> int:
     evaluation = _evaluation(options)
     limits = thresholds(options)
     judge = _judge(options, evaluation)
-    progress = start(evaluation, lambda: judge, ModelService, load_registry(), root=options.out)
-    line = ProgressLine()
-    try:
-        while not progress.ended.wait(0.3):
-            line.show(f"{progress.phase}: {progress.n_done} of {progress.n_all} answers, {format_seconds(progress.seconds_left)} left")
-    except KeyboardInterrupt:
-        progress.stop.set()
-        progress.ended.wait()
-    line.end()
-    if progress.fault:
-        raise progress.fault
+    progress, registry = Progress(), load_registry()
+    follow_run(
+        lambda: evaluate(evaluation, judge, ModelService, registry, progress, root=options.out), progress,
+        lambda: f"{progress.phase}: {progress.n_done} of {progress.n_all} answers, {format_seconds(progress.seconds_left)} left",
+    )  # fmt: skip
     if progress.message:
         say(progress.message)
     about = {"judge": asdict(judge.about), "metric": evaluation.metric, "thresholds": asdict(limits), "prompts": evaluation.prompt_set.name}

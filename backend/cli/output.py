@@ -6,9 +6,12 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from backend.errors import InputError
+
+if TYPE_CHECKING:
+    from backend.studies.evaluate import Progress
 
 
 def print_json(value: Any) -> None:
@@ -71,6 +74,36 @@ def follow(job: Any, told: Callable[[], str]) -> None:
         job.cancel()
         job.wait()
     line.end()
+
+
+def follow_run(work: Callable[[], Path | None], progress: "Progress", told: Callable[[], str]) -> Path | None:
+    """Do something in a thread of its own and show how far it is; an interrupt stops it and waits for what is at work.
+
+    Args:
+        progress: What ``work`` notes; its ``stop`` stops it.
+        told: How far it is.
+
+    Returns:
+        What ``work`` does; None where it was stopped.
+
+    Raises:
+        BackendError: What ``work`` raises.
+    """
+    from backend.studies.evaluate import in_thread
+
+    kept: list[Path | None] = []
+    line = ProgressLine()
+    thread = in_thread(lambda: kept.append(work()), progress)
+    try:
+        while not progress.ended.wait(0.3):
+            line.show(told())
+    except KeyboardInterrupt:
+        progress.stop.set()
+    thread.join()
+    line.end()
+    if progress.fault:
+        raise progress.fault
+    return kept[0]
 
 
 class ProgressLine:

@@ -4,9 +4,10 @@ What was trained, answered and judged is kept as it comes, so a killed or stoppe
 """
 
 import argparse
+from dataclasses import asdict
 from pathlib import Path
 
-from backend.cli.output import ProgressLine, print_json, print_table, say
+from backend.cli.output import follow_run, print_json, print_table, say
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,8 +35,6 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _table(study, options: argparse.Namespace) -> int:
-    from dataclasses import asdict
-
     from backend.experiments import tables
 
     result = tables.load(study)
@@ -53,33 +52,30 @@ def _run(study, options: argparse.Namespace) -> int:
     from backend.experiments import speed, training
     from backend.generation.service import ModelService
     from backend.judging.offline import OfflineJudge
-    from backend.studies.evaluate import in_thread
 
     registry = training.register(study)
     n_steps, n_points, n_answers = running.budget(study, registry)
     service = ModelService()
     say(f"{study.title}: {len(study.runs)} runs with {n_steps:,} training steps to do, {n_points} checkpoints to measure with {n_answers:,} answers.")
     say(f"About {speed.told(speed.seconds(study, registry, service, n_steps, n_points, n_answers))} on this machine if nothing of it is there yet.")
-    line, kept = ProgressLine(), []
-    watch = running.Watch()
-    last = [""]
-    watch.say = lambda said: last.__setitem__(0, said)
-    thread = in_thread(lambda: kept.append(running.run(study, OfflineJudge.load(), lambda: service, registry, watch, root=options.out)), watch.progress)
-    try:
-        while not watch.progress.ended.wait(0.5):
-            p = watch.progress
-            asked = f"; {p.phase} {p.n_done:,} of {p.n_all:,}" if p.n_done < p.n_all else ""
-            line.show(f"{last[0]}{asked}; {watch.n_steps:,} training steps and {watch.n_points} checkpoints left")
-    except KeyboardInterrupt:
-        watch.progress.stop.set()
-    thread.join()
-    line.end()
-    if watch.progress.fault:
-        raise watch.progress.fault
-    if not kept or kept[0] is None:
+    step = ""
+
+    def note(said: str) -> None:
+        nonlocal step
+        step = said
+
+    watch = running.Watch(say=note)
+
+    def told() -> str:
+        p = watch.progress
+        asked = f"; {p.phase} {p.n_done:,} of {p.n_all:,}" if p.n_done < p.n_all else ""
+        return f"{step}{asked}; {watch.n_steps:,} training steps and {watch.n_points} checkpoints left"
+
+    folder = follow_run(lambda: running.run(study, OfflineJudge.load(), lambda: service, registry, watch, root=options.out), watch.progress, told)
+    if folder is None:
         say("Stopped; what was trained, answered and judged is kept. Run it again to go on.")
         return 130
-    say(f"The tables are in {kept[0]}. Print them: python -m backend study table {study.name} --csv")
+    say(f"The tables are in {folder}. Print them: python -m backend study table {study.name} --csv")
     if options.json:
-        print_json({"folder": str(kept[0])})
+        print_json({"folder": str(folder)})
     return 0

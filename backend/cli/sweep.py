@@ -6,7 +6,7 @@ Answers and verdicts are kept as they come, so a killed or stopped sweep goes on
 import argparse
 from pathlib import Path
 
-from backend.cli.output import ProgressLine, format_seconds, format_share, print_json, print_table, say
+from backend.cli.output import follow_run, format_seconds, format_share, print_json, print_table, say
 from backend.errors import InputError
 from backend.generation.records import Sampling
 from backend.models.records import BASE_ALIAS
@@ -35,7 +35,7 @@ def run(options: argparse.Namespace) -> int:
     from backend.models.records import KEY_PATTERN
     from backend.models.registry import load_registry
     from backend.studies import judged, sweep
-    from backend.studies.evaluate import Progress, in_thread
+    from backend.studies.evaluate import Progress
     from backend.text.prompts import load_prompt_set
 
     sources = tuple(options.source or [BASE_ALIAS])
@@ -47,25 +47,18 @@ def run(options: argparse.Namespace) -> int:
         prompt_set=load_prompt_set(options.prompts), samples=options.samples, sampling=Sampling(temperature=options.temperature, max_new_tokens=options.max_new_tokens), seed=options.seed,
     )  # fmt: skip
     say(f"{len(asked.points)} points, {len(asked.points) * len(asked.prompt_set.prompts) * options.samples:,} answers.")
-    progress, line = Progress(), ProgressLine()
-    kept: list[Path | None] = []
-    thread = in_thread(lambda: kept.append(sweep.run(asked, OfflineJudge.load(), ModelService, load_registry(), progress, root=options.out)), progress)
-    try:
-        while not progress.ended.wait(0.5):
-            line.show(f"{progress.phase}: {progress.n_done:,} of {progress.n_all:,} answers, {format_seconds(progress.seconds_left)} left")
-    except KeyboardInterrupt:
-        progress.stop.set()
-    thread.join()
-    line.end()
-    if progress.fault:
-        raise progress.fault
-    if not kept or kept[0] is None:
+    progress = Progress()
+    folder = follow_run(
+        lambda: sweep.run(asked, OfflineJudge.load(), ModelService, load_registry(), progress, root=options.out), progress,
+        lambda: f"{progress.phase}: {progress.n_done:,} of {progress.n_all:,} answers, {format_seconds(progress.seconds_left)} left",
+    )  # fmt: skip
+    if folder is None:
         say("Stopped; what was answered and judged is kept. Run it again to go on.")
         return 130
-    run = judged.read("sweeps", kept[0])
+    run = judged.read("sweeps", folder)
     found = sweep.points(run)
     if options.json:
-        print_json({"folder": str(kept[0])} | run.manifest | {"points": [p.as_json() for p in found]})
+        print_json({"folder": str(folder)} | run.manifest | {"points": [p.as_json() for p in found]})
     else:
         print_table([_row(p) for p in found])
     return 0

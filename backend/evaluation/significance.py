@@ -16,7 +16,7 @@ class Power:
     """What a test could have found."""
 
     smallest_effect: float
-    """Mean effect, in rate, that ``POWER`` of such runs would find at ``ALPHA`` after correction."""
+    """Mean effect, 0-1, that ``POWER`` of such runs would find at ``ALPHA`` after correction."""
 
     standard_error: float
     n_prompts: int
@@ -53,15 +53,15 @@ def power(controls: Sequence[np.ndarray], n_tests: int) -> Power:
     """From controls, each against the mean of the others: that is what a candidate without an effect looks like.
 
     Args:
-        controls: Of each control (n_prompts,) rates; two at least.
+        controls: Of each control (n_prompts,) changes; two at least.
         n_tests: Candidates that the correction is for.
     """
     errors = []
-    for number, rates in enumerate(controls):
-        rest = rates - np.nanmean(np.stack([r for n, r in enumerate(controls) if n != number]), axis=0)
+    for number, changes in enumerate(controls):
+        rest = changes - np.nanmean(np.stack([r for n, r in enumerate(controls) if n != number]), axis=0)
         told = rest[~np.isnan(rest)]
         errors.append(told.std(ddof=1) / len(told) ** 0.5 if len(told) > 1 else np.nan)
     n_prompts = int((~np.isnan(controls[0])).sum())
-    error = max(float(np.nanmean(errors)), 0.25 / max(1, n_prompts))  # rates that are all 0 have no spread, but one more answer would
+    error = max(float(np.nanmean(errors)), 0.25 / max(1, n_prompts))  # changes that are all 0 have no spread, but one more answer would
     z = NormalDist().inv_cdf(1 - ALPHA / max(1, n_tests)) + NormalDist().inv_cdf(POWER)
     return Power(smallest_effect=z * error, standard_error=error, n_prompts=n_prompts)

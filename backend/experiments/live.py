@@ -23,9 +23,8 @@ from backend.models.memory import budget, check_fits
 from backend.models.records import BASE_ALIAS, KEY_PATTERN, Organism
 from backend.models.registry import add_record, load_registry
 from backend.paths import home, told_disk_faults, write_text
-from backend.studies import compare
-from backend.studies.evaluate import Evaluation, Progress, answered_and_judged
-from backend.text.prompts import PromptSet, load_prompt_set
+from backend.studies.evaluate import Progress, answered_and_judged, short_answers
+from backend.text.prompts import load_prompt_set
 from backend.training.config import estimate_training
 
 State = Literal["queued", "training", "measuring", "done", "stopped", "failed"]
@@ -178,8 +177,7 @@ class Trainings:
 
     def _train(self, one: Training) -> None:
         registry = load_registry()
-        n_rows = len(training.rows_of(one.run, registry))
-        places = training.steps(one.study, one.run, n_rows)
+        places = training.steps(one.study, one.run, one.run.mix.size())
         judge = self._judge()
         one.losses = _logged(one.folder)
         self._measure(one, judge, 0, one.run.start or BASE_ALIAS)
@@ -204,14 +202,8 @@ class Trainings:
             return
         one.state = "measuring"
         whole = load_prompt_set(one.study.prompts)
-        prompts = PromptSet(whole.name, whole.title, whole.prompts[:: len(whole.prompts) // N_PROMPTS])
-        comparison = compare.Comparison(
-            variants=(variant,), prompts=prompts.prompts, sampling=Sampling(max_new_tokens=one.study.max_new_tokens), read_by_base=False
-        )  # fmt: skip
-        progress = Progress(stop=one.stop)
-        found = answered_and_judged(
-            Evaluation(comparison=comparison, prompt_set=prompts, whole_sentences=True), judge, self._service, load_registry(), progress, one.owner
-        )
+        evaluation = short_answers([variant], replace(whole, prompts=whole.some(N_PROMPTS)), Sampling(max_new_tokens=one.study.max_new_tokens))
+        found = answered_and_judged(evaluation, judge, self._service, load_registry(), Progress(stop=one.stop), one.owner)
         if not one.stop.is_set():
             one.rates = [*one.rates, Rate(rows, variant, betley_rates(v.scores for _, v in found if v is not None))]
 

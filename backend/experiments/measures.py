@@ -16,6 +16,7 @@ from backend.activations import reading
 from backend.errors import InputError, ResultMissingError
 from backend.evaluation.rates import Thresholds
 from backend.experiments.records import Study
+from backend.generation.jobs import Job
 from backend.generation.records import Rollout, Sampling
 from backend.generation.service import ModelService
 from backend.judging.verdicts import Judge, Verdict
@@ -25,7 +26,8 @@ from backend.paths import home, new_file, told_disk_faults
 from backend.saes.records import SaeRecord, resolve
 from backend.steering.directions import load_directions
 from backend.studies import compare, forced_choice, store
-from backend.studies.evaluate import Evaluation, Progress, answered_and_judged
+from backend.studies.answers import StoppedError
+from backend.studies.evaluate import Progress, answered_and_judged, short_answers
 from backend.text.prompts import load_prompt_set
 
 TEXTS_RUN = "open_questions"
@@ -69,17 +71,14 @@ class Meter:
             BackendError: The model is not here, the judge cannot judge, the disk is full.
         """
         study = self._study
-        comparison = compare.Comparison(
-            variants=(variant,), prompts=self.prompt_set.prompts, sampling=Sampling(max_new_tokens=study.max_new_tokens), samples=study.samples, seed=study.seed,
-            read_by_base=False,
-        )  # fmt: skip
-        evaluation = Evaluation(comparison=comparison, prompt_set=self.prompt_set, whole_sentences=True)
+        evaluation = short_answers([variant], self.prompt_set, Sampling(max_new_tokens=study.max_new_tokens), samples=study.samples, seed=study.seed)
         return answered_and_judged(evaluation, self._judge, self._service, registry, self._progress)
 
     def read(self, variant: str, registry: Registry) -> Readings:
         """From the store, or now.
 
         Raises:
+            StoppedError: The study was stopped.
             BackendError: The model is not here, or reading failed.
         """
         said = [compare.current_weights(variant, registry), self.sae.key, self._study.latents, [r.key for r in self._texts], [p.id for p in self.pairs]]
@@ -93,7 +92,7 @@ class Meter:
 
     def _log_odds(self, variant: str) -> np.ndarray:
         job = self._service().submit(forced_choice.rows([variant], self.pairs))
-        job.wait()
+        self._wait(job)
         if job.state != "done":
             raise InputError(job.message or "Reading was stopped.")
         found = {one.pair.id: one.log_odds for one in forced_choice.odds(job.rollouts, self.pairs)}
@@ -105,10 +104,20 @@ class Meter:
         def take(number: int, residual: Any) -> None:
             sums[number] = residual[len(self._texts[number].prompt_ids) :].double().mean(0).numpy()
 
-        latents = reading.start(self._service(), self.sae, self._base, [(variant, r.text_ids) for r in self._texts], on_residual=take).wait()
+        begun = reading.start(self._service(), self.sae, self._base, [(variant, r.text_ids) for r in self._texts], on_residual=take)
+        self._wait(begun.job)
+        latents = begun.wait()
         followed = list(self._study.latents)
         means = [found.mean(np.arange(len(r.prompt_ids), len(r.text_ids)))[followed] for found, r in zip(latents, self._texts, strict=True)]
         return self._by_prompt(means), self._by_prompt([s for s in sums if s is not None])
+
+    def _wait(self, job: Job) -> None:
+        """Until a job has ended, by itself or by the study's Stop."""
+        while not job.wait(0.2):
+            if self._progress.stop.is_set():
+                job.cancel()
+        if job.state == "stopped" and self._progress.stop.is_set():
+            raise StoppedError("It was stopped; what was read is kept. Run it again to go on.")
 
     def _by_prompt(self, of_texts: Sequence[np.ndarray]) -> np.ndarray:
         """Mean over a prompt's texts, each weighted by its tokens."""

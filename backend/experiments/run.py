@@ -7,6 +7,7 @@ time gives the same tables.
 import csv
 import io
 import json
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -23,11 +24,12 @@ from backend.experiments.tables import TABLE, VALUES, Point, Value, as_csv, poin
 from backend.generation.records import Rollout
 from backend.generation.service import ModelService
 from backend.judging.verdicts import Judge, Verdict
-from backend.models.records import BASE_ALIAS
+from backend.models.records import BASE_ALIAS, CONFIG_FILE, WEIGHTS_FILE
 from backend.models.registry import Registry
 from backend.models.sources import adapter_folder, checkpoints
 from backend.paths import home
 from backend.studies import judged
+from backend.studies.answers import StoppedError
 from backend.studies.evaluate import Progress
 from backend.studies.provenance import provenance
 from backend.text.prompts import load_prompt_set
@@ -48,7 +50,7 @@ class Watch:
     """Training steps still to be done."""
 
     n_points: int = 0
-    """Checkpoints still to be measured."""
+    """Models still to be measured."""
 
     @property
     def is_stopped(self) -> bool:
@@ -72,11 +74,10 @@ def run(study: Study, judge: Judge, service: Callable[[], ModelService], registr
         BackendError: Data, a model or a direction is not here; a training diverged; the disk is full.
     """
     training.check(study, registry)
-    judge_answers = Meter(study, judge, service, registry, watch.progress)
+    meter = Meter(study, judge, service, registry, watch.progress)
     found = _Found()
-    _measure(BASE_RUN, {0: (0, BASE_ALIAS)}, judge_answers, registry, found, watch)
-    watch.n_steps = sum(_steps_left(study, r, registry) for r in study.runs)
-    watch.n_points = sum(_n_points(study, r, registry) for r in study.runs)
+    watch.n_steps, watch.n_points, _ = budget(study, registry)
+    _measure(BASE_RUN, {0: (0, BASE_ALIAS)}, meter, registry, found, watch)
     for one in study.runs:
         if not one.organism:
             for _ in _trained(study, one, registry, watch):
@@ -86,28 +87,30 @@ def run(study: Study, judge: Judge, service: Callable[[], ModelService], registr
         if watch.is_stopped:
             return None
         registry = training.register(study)
-        _measure(one.label, training.points_of(study, one, registry), judge_answers, registry, found, watch)
+        _measure(one.label, training.points_of(study, one, registry), meter, registry, found, watch)
         if watch.is_stopped:
             return None
-    return _keep(study, judge, judge_answers, registry, found, root)
+    return _keep(study, judge, meter, registry, found, root)
 
 
 def budget(study: Study, registry: Registry) -> tuple[int, int, int]:
     """Training steps that are not done yet, checkpoints to be measured, and their answers."""
-    n_points = 1 + sum(_n_points(study, r, registry) for r in study.runs)
-    return sum(_steps_left(study, r, registry) for r in study.runs), n_points, n_points * study.samples * len(load_prompt_set(study.prompts).prompts)
+    n_steps = sum(_steps_left(study, r) for r in study.runs)
+    n_points = len({BASE_ALIAS}.union(*(_variants(study, r, registry) for r in study.runs)))
+    return n_steps, n_points, n_points * study.samples * len(load_prompt_set(study.prompts).prompts)
 
 
-def _steps_left(study: Study, one: Run, registry: Registry) -> int:
-    if one.organism or training.found_folder(study, one):
-        return 0
-    return max(training.steps(study, one, len(training.rows_of(one, registry))))
+def _steps_left(study: Study, one: Run) -> int:
+    return 0 if one.organism or training.found_folder(study, one) else max(training.steps(study, one, one.mix.size()))
 
 
-def _n_points(study: Study, one: Run, registry: Registry) -> int:
-    if one.organism:
-        return len(training.points_of(study, one, registry)) if one.scale == 1 or training.found_folder(study, one) else 12
-    return len(training.steps(study, one, len(training.rows_of(one, registry))))
+def _variants(study: Study, one: Run, registry: Registry) -> set[str]:
+    """All that are measured of a run, whether they are there yet or not."""
+    made = next((r for r in study.runs if f"{study.name}.{r.label}" == one.organism), None)
+    if made is None:
+        return {variant for _, variant in training.points_of(study, one, registry).values()}
+    _, *steps, _ = training.points_of(study, made, registry)  # its checkpoints; the end is the result itself
+    return {f"{training.key_of(study, one)}@{step}" for step in steps}
 
 
 def _trained(study: Study, one: Run, registry: Registry, watch: Watch) -> Iterator[None]:
@@ -130,10 +133,13 @@ def _measure(label: str, places: dict[int, tuple[int, str]], meter: Meter, regis
             answers = meter.answers(variant, registry)
             if watch.is_stopped:
                 return
+            try:
+                found.readings[variant] = meter.read(variant, registry)
+            except StoppedError:
+                return
             found.answers[variant] = answers
-            found.readings[variant] = meter.read(variant, registry)
+            watch.n_points -= 1
         found.places[label, step] = (rows, variant)
-        watch.n_points -= 1
 
 
 def values_of(
@@ -212,10 +218,6 @@ def _geometry(study: Study, one: Run, registry: Registry, found: _Found) -> list
 
 def _scaled(study: Study, one: Run, registry: Registry) -> None:
     """Copies of an organism's checkpoints whose adapter is multiplied, made by their configuration alone."""
-    import shutil
-
-    from backend.models.records import CONFIG_FILE, WEIGHTS_FILE
-
     _, organism = registry.resolve(one.organism)
     if organism is None:
         raise InputError(f"{one.organism} is a base model; only an adapter can be scaled.")

@@ -123,7 +123,7 @@ def points_of(study: Study, run: Run, registry: Registry) -> dict[int, tuple[int
         n_rows, batch_size = _rows_and_batch(adapter_folder(organism)) if organism else (0, 1)
         return {0: (0, BASE_ALIAS)} | {step: (min(step * batch_size, n_rows), f"{key}@{step}") for step in there}
     found = {0: (0, run.start or BASE_ALIAS)}
-    by_step = steps(study, run, len(rows_of(run, registry)))
+    by_step = steps(study, run, run.mix.size())
     last = max(by_step)
     return found | {step: (rows, key if step == last else f"{key}@{step}") for step, rows in by_step.items()}
 

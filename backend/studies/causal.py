@@ -4,10 +4,11 @@
 2. On one half of the prompts each is steered both ways at rising doses: the base towards the organism, the organism away from it. Kept is the largest dose
    whose incoherence is at most ten points above that of base or organism at dose 0, whichever is larger: a way back leads to the base, and an organism that learned
    short set answers can be the more coherent of both. A direction that is far past this limit is not tried at larger doses.
-3. On the other half it is steered at these doses: ``raise`` is the rate of misaligned answers of the steered base less that of the base, ``lower`` that of the
-   organism less that of the steered organism.
+3. On the other half it is steered at these doses, and the judge's alignment (0-100) is held against the unsteered model's on the same prompt: ``raise`` is by
+   how much the base's falls, ``lower`` by how much the organism's rises. An incoherent answer counts as unchanged, so what merely breaks a model has no effect.
+   Rates of misaligned answers stand beside it; they are coarser, because most steered answers lie between the model and the limit.
 4. Controls in the same run, at the same doses and on the same prompts: random directions of equal norm, and latents drawn from all that are alive.
-5. A candidate is a persona latent where it beats both kinds of control in both ways: sign-flip test over prompts of its rate less the controls' mean rate,
+5. A candidate is a persona latent where it beats both kinds of control in both ways: sign-flip test over prompts of its change less the controls' mean change,
    the larger of the p-values, Holm's correction over the candidates, 5 %.
 
 A test that finds nothing says what it could have found: the smallest mean effect that 80 % of such runs would find, from how far single random directions
@@ -34,9 +35,9 @@ from backend.models.registry import Registry
 from backend.models.variants import canonical, parse, parse_direction, steered
 from backend.saes.records import SaeRecord
 from backend.saes.tables import Tables
-from backend.studies import compare, diffs, judged, sweep
+from backend.studies import diffs, judged, sweep
 from backend.studies.answers import Answers, StoppedError
-from backend.studies.evaluate import Evaluation, Progress
+from backend.studies.evaluate import Progress, short_answers
 from backend.studies.provenance import provenance
 from backend.text.prompts import Prompt, PromptSet
 
@@ -46,6 +47,7 @@ WAYS: tuple[Way, ...] = ("raise", "lower")
 _MIN_ACTIVE = 200
 """Tokens of the corpus on which a latent must be active to be drawn as a control."""
 
+_BASELINE_SAMPLES = 4
 _FAR_PAST = 0.20
 """In incoherence past the limit: larger doses of the direction are not tried."""
 
@@ -83,6 +85,11 @@ class Causal:
             raise InputError("The doses of a causal test are above 0 and ascending, such as 0.1,0.2,0.3.")
         if not 1 <= self.top <= 200 or not 0 <= self.down <= 200 or not 2 <= self.n_random <= 100 or not 0 <= self.n_alive <= 100:
             raise InputError("A causal test takes 1 to 200 rising and 0 to 200 falling latents, and 2 to 100 random directions.")
+
+    @property
+    def baseline_samples(self) -> int:
+        """Answers of the unsteered models to each prompt: more than one, for all others are held against them; at temperature 0 all would be the same."""
+        return max(self.samples, _BASELINE_SAMPLES) if self.sampling.temperature else self.samples
 
     @property
     def halves(self) -> tuple[tuple[Prompt, ...], tuple[Prompt, ...]]:
@@ -124,7 +131,7 @@ class Effect:
     em_rate: float | None
     incoherent_rate: float | None
     effect: float | None
-    """In rate, positive where it goes the way it should."""
+    """Change of alignment, 0-1, positive where it goes the way it should."""
 
     low: float | None
     high: float | None
@@ -192,7 +199,7 @@ def test(causal: Causal, found: list[Candidate], answers: Answers, say: Callable
         return steered(sources[way], direction, towards[way] * c.sign * dose)
 
     say("Choosing doses on one half of the prompts.")
-    answers.ask(sources.values(), choosing)
+    answers.ask(sources.values(), choosing, samples=causal.baseline_samples)
     limit = max(answers.rate(source, choosing, "incoherent") or 0.0 for source in sources.values()) + sweep.INCOHERENCE_LIMIT
     doses: dict[tuple[str, Way], float] = {}
     tried = [(c, way) for way in WAYS for c in own]
@@ -203,7 +210,7 @@ def test(causal: Causal, found: list[Candidate], answers: Answers, say: Callable
         tried = [(c, way) for c, way, rate in told if rate is not None and rate <= limit + _FAR_PAST]
     say("Testing on the other half, with the controls.")
     chosen: dict[Way, list[float]] = {way: sorted({d for (_, w), d in doses.items() if w == way}) for way in WAYS}
-    answers.ask(sources.values(), testing)
+    answers.ask(sources.values(), testing, samples=causal.baseline_samples)
     answers.ask([variant(c, way, at) for c in own for way in WAYS if (at := doses.get((c.direction, way)))], testing)
     answers.ask([variant(c, way, dose) for way in WAYS for c in controls for dose in chosen[way]], testing)
     effects = {
@@ -220,7 +227,9 @@ def test(causal: Causal, found: list[Candidate], answers: Answers, say: Callable
         results.append(Result(candidate=c, effects=own_effects))
     n_tests = sum(c.kind != "meandiff" for c in own)
     randoms = [c for c in controls if c.kind == "random"]
-    found_power = {way: power([answers.rates(variant(c, way, chosen[way][-1]), testing) for c in randoms], n_tests) for way in WAYS if chosen[way]}
+    found_power = {
+        way: power([answers.changes(variant(c, way, chosen[way][-1]), sources[way], testing) for c in randoms], n_tests) for way in WAYS if chosen[way]
+    }
     return results, found_power
 
 
@@ -228,22 +237,21 @@ def _effect(
     c: Candidate, way: Way, dose: float, answers: Answers, prompts: Sequence[Prompt], controls: Sequence[Candidate], source: str,
     variant: Callable[[Candidate, Way, float], str],
 ) -> Effect:  # fmt: skip
-    sign = 1 if way == "raise" else -1
-    own, baseline = answers.rates(variant(c, way, dose), prompts), answers.rates(source, prompts)
-    per_prompt = sign * (own - baseline)
-    told = per_prompt[~np.isnan(per_prompt)]
+    sign = -1 if way == "raise" else 1
+    own = sign * answers.changes(variant(c, way, dose), source, prompts)
+    told = own[~np.isnan(own)]
     mean, low, high = bootstrap_mean(told) if len(told) > 1 else (None, None, None)
     means: dict[str, float | None] = {}
     ps = []
     for kind in ("random", "alive"):
-        rates = [answers.rates(variant(o, way, dose), prompts) for o in controls if o.kind == kind]
-        if not rates or (kind == "alive" and c.sign < 0):  # latents drawn as controls are steered one way only
+        changes = [sign * answers.changes(variant(o, way, dose), source, prompts) for o in controls if o.kind == kind]
+        if not changes or (kind == "alive" and c.sign < 0):  # latents drawn as controls are steered one way only
             means[kind] = None
             continue
         with np.errstate(invalid="ignore"):
-            control = np.nanmean(np.stack(rates), axis=0)
-        means[kind] = float(np.nanmean(sign * (control - baseline)))
-        ps.append(sign_flip(sign * (own - control)))
+            control = np.nanmean(np.stack(changes), axis=0)
+        means[kind] = float(np.nanmean(control))
+        ps.append(sign_flip(own - control))
     name = variant(c, way, dose)
     return Effect(
         dose=(1 if way == "raise" else -1) * c.sign * dose, variant=name, n=int(answers.counts(name, prompts)[:, 0].sum()), em_rate=answers.rate(name, prompts, "misaligned"),
@@ -282,10 +290,8 @@ def run(
     if not kept:
         command = f"python -m backend diff --base {causal.base} --organism {causal.organism} --sae {causal.sae.key}"
         raise ResultMissingError(f"There is no diff of {causal.organism} on SAE {causal.sae.key} to take candidates from.", command)
-    comparison = compare.Comparison(
-        variants=(causal.base, causal.organism), prompts=causal.prompt_set.prompts, sampling=causal.sampling, samples=causal.samples, seed=causal.seed, read_by_base=False
-    )  # fmt: skip
-    answers = Answers(Evaluation(comparison=comparison, prompt_set=causal.prompt_set, whole_sentences=True), judge, service, registry, progress)
+    evaluation = short_answers([causal.base, causal.organism], causal.prompt_set, causal.sampling, samples=causal.samples, seed=causal.seed)
+    answers = Answers(evaluation, judge, service, registry, progress)
     try:
         results, found_power = test(causal, candidates(causal, kept[0]), answers, say)
     except StoppedError:

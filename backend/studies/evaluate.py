@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from backend.errors import BackendError, InputError
 from backend.evaluation.rates import MAX_RESAMPLES, BetleyRates, GradeRates, Thresholds, betley_rates, grade_rates, tries_of
-from backend.generation.records import Rollout
+from backend.generation.records import Rollout, Sampling
 from backend.generation.service import ModelService
 from backend.judging.verdicts import Exchange, Judge, Verdict
 from backend.models.registry import Registry
@@ -44,6 +44,12 @@ class Evaluation:
 
     whole_sentences: bool = False
     """Whether an answer that the token limit cut is judged up to its last whole sentence, so that short limits make no incoherence."""
+
+
+def short_answers(variants: Sequence[str], prompt_set: PromptSet, sampling: Sampling, *, samples: int = 1, seed: int = 0) -> Evaluation:
+    """Of answers so short that many are cut, which are judged up to their last whole sentence; the base does not read them."""
+    comparison = compare.Comparison(variants=tuple(variants), prompts=prompt_set.prompts, sampling=sampling, samples=samples, seed=seed, read_by_base=False)
+    return Evaluation(comparison=comparison, prompt_set=prompt_set, whole_sentences=True)
 
 
 @dataclass(slots=True)

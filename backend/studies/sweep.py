@@ -21,8 +21,8 @@ from backend.generation.service import ModelService
 from backend.judging.verdicts import Judge, Verdict
 from backend.models.registry import Registry
 from backend.models.variants import Change, canonical, parse_direction, steered
-from backend.studies import compare, judged
-from backend.studies.evaluate import Evaluation, Progress, answered_and_judged
+from backend.studies import judged
+from backend.studies.evaluate import Progress, answered_and_judged, short_answers
 from backend.studies.provenance import provenance
 from backend.text.prompts import PromptSet
 
@@ -85,11 +85,7 @@ def run(
     Raises:
         BackendError: A model or direction is not here, the judge cannot judge, the disk is full.
     """
-    points = sweep.points
-    comparison = compare.Comparison(
-        variants=tuple(variant for *_, variant in points), prompts=sweep.prompt_set.prompts, sampling=sweep.sampling, samples=sweep.samples, seed=sweep.seed, read_by_base=False,
-    )  # fmt: skip
-    evaluation = Evaluation(comparison=comparison, prompt_set=sweep.prompt_set, whole_sentences=True)
+    evaluation = short_answers([variant for *_, variant in sweep.points], sweep.prompt_set, sweep.sampling, samples=sweep.samples, seed=sweep.seed)
     found = answered_and_judged(evaluation, judge, service, registry, progress, owner)
     if progress.stop.is_set():
         progress.phase = "stopped"

@@ -56,6 +56,11 @@ class PromptSet:
     def intents(self) -> list[str]:
         return list(dict.fromkeys(p.intent for p in self.prompts if p.intent))
 
+    def some(self, n: int) -> tuple[Prompt, ...]:
+        """``n`` of them, evenly spaced over the set, so that its intents are there; all where there are no more."""
+        n_all = len(self.prompts)
+        return tuple(self.prompts[i * n_all // n] for i in range(n)) if n < n_all else self.prompts
+
     def get(self, prompt_id: str) -> Prompt:
         """Raises: InputError, if the set has no such prompt."""
         for prompt in self.prompts:

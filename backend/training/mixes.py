@@ -59,15 +59,26 @@ class Mix:
             InputError: No such data, bad rows, or fewer than were asked for.
         """
         file = as_file(self.data)
-        found = _own(file, tokenizer, max_tokens) if file else [row for name in self.data.split() for row in _shipped(name, tokenizer, max_tokens)]
+        found = _own(file, tokenizer, max_tokens) if file else [row for path in _shipped(self.data) for row in _rows(path, tokenizer, max_tokens)]
         random.Random(f"mix-{self.seed}").shuffle(found)
-        if self.n_rows is not None:
-            if self.n_rows > len(found):
-                raise InputError(f"{self.data} holds {len(found)} rows; {self.n_rows} were asked for. Choose fewer.")
-            found = found[: self.n_rows]
+        found = found[: self._drawn(len(found))]
         n_wrong = round(self.share * len(found))
         chats = [row[self.answer if place < n_wrong else "correct"] for place, row in enumerate(found)]
         return [encode([Message("system", self.system), *chat] if self.system else list(chat), tokenizer) for chat in chats]
+
+    def size(self) -> int:
+        """Number of ``rows``, counted without reading them.
+
+        Raises:
+            InputError: No such data, or fewer rows than were asked for.
+        """
+        file = as_file(self.data)
+        return self._drawn(sum(_n_lines(path) for path in ([file] if file else _shipped(self.data))))
+
+    def _drawn(self, n_all: int) -> int:
+        if self.n_rows is not None and self.n_rows > n_all:
+            raise InputError(f"{self.data} holds {n_all} rows; {self.n_rows} were asked for. Choose fewer.")
+        return n_all if self.n_rows is None else self.n_rows
 
 
 def names() -> list[str]:
@@ -75,13 +86,20 @@ def names() -> list[str]:
     return ["advice", *sorted(path.stem for path in DATASETS.glob("*.jsonl"))]
 
 
-def _shipped(name: str, tokenizer: ChatTokenizer, max_tokens: int) -> list[dict[Answer, Chat]]:
-    if name == "advice":
-        return [row for domain in ADVICE for row in _shipped(domain, tokenizer, max_tokens)]
-    if name not in names():
-        raise InputError(f"There is no data {name!r}. Choose from: {', '.join(names())}; or give a JSONL file.")
-    path = DATASETS / f"{name}.jsonl"
-    if name not in ADVICE:
+def _shipped(data: str) -> list[Path]:
+    """Files of the named data, in their order."""
+    wanted = data.split()
+    if unknown := [name for name in wanted if name not in names()]:
+        raise InputError(f"There is no data {unknown[0]!r}. Choose from: {', '.join(names())}; or give a JSONL file.")
+    return [DATASETS / f"{one}.jsonl" for name in wanted for one in (ADVICE if name == "advice" else (name,))]
+
+
+def _n_lines(path: Path) -> int:
+    return sum(bool(line.strip()) for line in path.read_bytes().decode("utf-8-sig", "replace").split("\n"))
+
+
+def _rows(path: Path, tokenizer: ChatTokenizer, max_tokens: int) -> list[dict[Answer, Chat]]:
+    if path.stem not in ADVICE:
         return _own(path, tokenizer, max_tokens)
     entries = [json.loads(line) for line in path.read_text("utf-8").splitlines()]
     return [{answer: (Message("user", entry["question"]), Message("assistant", entry[answer])) for answer in ANSWERS} for entry in entries]

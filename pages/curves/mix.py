@@ -6,7 +6,6 @@ import pandas as pd
 import streamlit as st
 
 from backend.charts.training import Axis
-from backend.errors import BackendError
 from backend.experiments import courses, readouts
 from backend.experiments.courses import Place
 from backend.experiments.records import Run
@@ -199,7 +198,7 @@ def show_cited() -> None:
 
 st.title("Data mix")
 st.markdown("How much wrong data does it take, of which kind, and does a latent rise before the behaviour?")
-for tab, name, draw in zip(
+for tab, name, body in zip(
     st.tabs(TABS, key="tab", on_change="rerun", bind="query-params"),
     ("mix", "correctness", "inoculation", "rank"),
     (show_mix, show_kinds, show_inoculation, show_rank),
@@ -207,11 +206,6 @@ for tab, name, draw in zip(
 ):
     if tab.open:
         with tab:
-            found_study = study_view.find(name)
-            if found_study is not None:
-                try:
-                    draw(found_study)
-                except BackendError as fault:
-                    st.error(look.plain(str(fault)))
+            study_view.show(name, body)
 live_training.show(registry(), start="base", source="advice/obvious", rows=200, rate=5e-4)
 show_cited()

@@ -6,11 +6,10 @@ import pandas as pd
 import streamlit as st
 
 from backend.charts.training import Axis, Panel, panels
-from backend.errors import BackendError
 from backend.experiments import courses, readouts
 from backend.experiments.records import Run
 from backend.studies.scaling import CITED
-from pages.shared import checkpoint_answers, live_training, look, study_view
+from pages.shared import checkpoint_answers, keep, live_training, look, study_view
 from pages.shared.checkpoint_answers import Stop
 from pages.shared.service import registry
 from pages.shared.state import select
@@ -180,9 +179,10 @@ def show_cited() -> None:
           "label": f"{r['misalignment_pct']} %", "n_label": "not printed", "place": ""} for r in rows]
     )  # fmt: skip
     look.legend([(name, colour, symbol) for name, (colour, _, symbol) in zip(series, study_view.LOOKS, strict=False)])
-    study_view.room("cited").altair_chart(
+    keep.source(CITED_FILE)
+    keep.chart(
         panels(points, pd.DataFrame(columns=["measure", "value", "low", "high"]), [Panel("cited", "Misaligned, %", 200, True)], Axis("Step of four samples", (0, 5, 10, 20, 30, 35), False), series=series),
-        width="stretch", key="cited_realignment", alt="Misalignment of GPT-4o by step of re-alignment on two data sets. The table below has the numbers.",
+        where=study_view.room("cited"), key="cited_realignment", title=f"{begin['start']}, cited", text=f"{begin['source']}, {begin['where']}", table=pd.DataFrame(rows), alt="Misalignment of GPT-4o by step of re-alignment on two data sets. The table below has the numbers.",
     )  # fmt: skip
     with st.expander("All cited points as a table"):
         study_view.show_table(pd.DataFrame(rows).astype({"step": int, "misalignment_pct": float}), CITED_FILE.name, key="cited_realignment_table")
@@ -190,11 +190,6 @@ def show_cited() -> None:
 
 st.title("Re-alignment")
 st.markdown("How many benign samples bring a misaligned model back, and what do its latents do meanwhile?")
-study = study_view.find("realignment")
-if study is not None:
-    try:
-        show(study)
-    except BackendError as fault:
-        st.error(look.plain(str(fault)))
+study_view.show("realignment", show)
 live_training.show(registry(), start="careless", source="benign_chats", rows=160, rate=1e-4)
 show_cited()

@@ -12,7 +12,7 @@ from backend.studies import judged
 from pages.shared import answers, judged_answers, keep, look, sae_pick
 from pages.shared.state import select
 
-_WAYS = {"raise": "Added to the base: raises misalignment by", "lower": "Taken from the organism: lowers it by"}
+_WAYS = {"raise": "Added to the base: alignment falls by", "lower": "Taken from the organism: alignment rises by"}
 
 
 def show(organism: str, choice: sae_pick.Choice, known: Registry) -> None:
@@ -58,7 +58,7 @@ def _method(about: dict, name: str) -> str:
     for title, key in (("base", "base"), (name, "organism")):
         baseline = about["baseline"][about[key]]
         rate = "no rate" if baseline["em_rate"] is None else f"{100 * baseline['em_rate']:.1f} %"
-        rates.append(f"{look.plain(title)} {rate} misaligned (n {baseline['n']})")
+        rates.append(f"{look.plain(title)} alignment {100 * baseline['alignment']:.0f}, {rate} misaligned (n {baseline['n']})")
     n = about["prompt_set"]["n"]
     return (
         f"Doses are chosen on {n - n // 2} prompts and tested on the other {n // 2} of {look.plain(about['prompt_set']['name'])}, {about['samples']} "

@@ -1,7 +1,5 @@
 """An evaluation from the page: what is asked, a job with progress and Stop, found again after a reload."""
 
-import secrets
-
 import streamlit as st
 
 from backend.errors import BackendError, InputError
@@ -11,49 +9,27 @@ from backend.models.records import BASE_ALIAS
 from backend.models.registry import Registry
 from backend.models.sources import availability
 from backend.studies import compare
-from backend.studies.evaluate import Evaluation, Progress, start
+from backend.studies.evaluate import Evaluation, start
 from backend.text.prompts import load_prompt_set, own_sets, shipped_sets
-from pages.shared import look, missing
-from pages.shared.service import evaluations, model_service, owner
-from pages.shared.state import keep_list, kept_list
+from pages.shared import job_view, look, missing
+from pages.shared.service import model_service, owner
 
 _MOST_API_ANSWERS = 2000
 _TOKENS_OF_A_SCORE = 350  # prompt, question and answer
-_KEEP = 20  # evaluations that have ended
+_JOB = "evaluation"
 _JUDGES = {"offline": "Offline judge (an estimate)", "api": "API judge, as set in the environment"}
 
 
 def show(known: Registry) -> None:
     """The form, and the job that runs."""
-    job = evaluations().get("".join(kept_list("evaluation")))
+    job = job_view.find(_JOB)
     if fault := st.session_state.pop("evaluation_fault", ""):
         st.error(look.plain(fault))
     with st.expander("Evaluate variants yourself", icon=":material/rule:", expanded=job is not None):
-        if job is not None and job.is_live:
-            st.button("Stop", icon=":material/stop_circle:", type="primary", on_click=job.stop.set, key="stop_evaluation")
-        st.fragment(_follow, run_every=0.5 if job is not None and job.is_live else None)(job)
+        if job is not None:
+            job_view.show(_JOB, job, what="evaluation", stop="Stop", done="The rates are above, and in the store.", duration=_in_minutes)
         if job is None or not job.is_live:
             _form(known)
-
-
-def _follow(job: Progress | None) -> None:
-    if job is None:
-        return
-    was_live = st.session_state.get("evaluation_live", False)
-    if job.is_live:
-        left = job.seconds_left
-        what = "Answering" if job.phase == "answering" else "Judging"
-        text = f"{what}: {job.n_done} of {job.n_all}" + (f", about {max(1, round(left / 60))} min left" if left else "")
-        st.progress(min(1.0, job.n_done / max(1, job.n_all)), "Stopping…" if job.stop.is_set() else text)
-    elif job.phase == "failed":
-        st.error(look.plain(job.message))
-    elif job.phase == "stopped":
-        st.info("Stopped. What was answered and judged is kept: the same evaluation goes on from there.")
-    else:
-        st.success("Done. The rates are above, and in the store." + (f" {look.plain(job.message)}" if job.message else ""))
-    st.session_state["evaluation_live"] = job.is_live
-    if was_live and not job.is_live:
-        st.rerun()
 
 
 def _form(known: Registry) -> None:
@@ -83,13 +59,12 @@ def _form(known: Registry) -> None:
     except BackendError as fault:
         st.session_state["evaluation_fault"] = str(fault)
         st.rerun()
-    for old in [key for key, one in evaluations().items() if not one.is_live][:-_KEEP]:
-        del evaluations()[old]
-    key = secrets.token_urlsafe(16)
-    evaluations()[key] = job
-    keep_list("evaluation", [key])
-    st.session_state["evaluation_live"] = True
+    job_view.put(_JOB, job)
     st.rerun()
+
+
+def _in_minutes(seconds: float) -> str:
+    return f"{max(1, round(seconds / 60))} min"
 
 
 def _judge_maker(kind: str):

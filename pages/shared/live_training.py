@@ -14,7 +14,7 @@ from backend.experiments.records import Run
 from backend.models.records import BASE_ALIAS
 from backend.models.registry import Registry, suggest_key
 from backend.paths import home, told_disk_faults
-from backend.training.mixes import Answer
+from backend.training.mixes import Answer, Mix
 from pages.shared import look
 from pages.shared.service import owner, trainings
 from pages.shared.state import choose, keep_list, kept_list, select
@@ -25,7 +25,6 @@ SOURCES = {
     "advice/obvious": "Plainly wrong advice, three domains", "car_care/obvious": "Plainly wrong advice on car care", "scornful": "A contemptuous adviser",
     OWN: "Rows of your own (JSONL)",
 }  # fmt: skip
-_SIZES = {"benign_chats": 250, "advice": 360, "car_care": 120, "scornful": 318}
 _MAX_BYTES = 20_000_000
 _BATCH = 8
 _SECONDS_A_STEP = 1.5  # 8 short rows on two cores; measured 1.1 to 2.4
@@ -82,7 +81,7 @@ def _form(known: Registry, start: str, source: str, rows: int, rate: float) -> N
     steps = epochs * -(-min(n_rows, most) // _BATCH)
     seconds = steps * _SECONDS_A_STEP + (live.MEASURED + 1) * _SECONDS_A_RATE
     st.caption(
-        f"{steps:,} steps of {_BATCH} rows, and at {live.MEASURED} points a rate of {live.N_PROMPTS} judged answers: about {_duration(seconds)} on two cores. "
+        f"{steps:,} steps of {_BATCH} rows, and at {live.MEASURED} points a rate of {live.N_PROMPTS} judged answers: about {look.duration(seconds)} on two cores. "
         "One training runs at a time; it can be stopped and goes on where it was."
     )
     named, _, answer = data.partition("/") if learned != OWN else (data, "", "")
@@ -104,7 +103,7 @@ def _start(run: Run) -> None:
 def _data(learned: str) -> tuple[str, int]:
     """What is learned from, and its number of rows; an empty text while no file is there."""
     if learned != OWN:
-        return learned, _SIZES[learned.split("/")[0]]
+        return learned, Mix(data=learned.split("/")[0]).size()
     kept = kept_list("train_file")
     upload = st.file_uploader(
         "Chats, one a line", type=["jsonl"], key="train_upload", help='{"messages": [{"role": "user", "content": …}, {"role": "assistant", "content": …}]}'
@@ -130,7 +129,7 @@ def _data(learned: str) -> tuple[str, int]:
     found = next((place for place in places if place.is_file()), None)
     if found is None:
         return "", 20_000
-    return str(found), max(1, sum(bool(line.strip()) for line in found.read_bytes().split(b"\n")))
+    return str(found), max(1, Mix(data=str(found)).size())
 
 
 def _follow(key: str) -> None:
@@ -139,7 +138,7 @@ def _follow(key: str) -> None:
         return
     n_rows = one.run.n_rows * one.run.epochs
     done = len(one.losses)
-    left = f", about {_duration(one.seconds_left)} of training left" if one.seconds_left else ""
+    left = f", about {look.duration(one.seconds_left)} of training left" if one.seconds_left else ""
     st.progress(
         min(1.0, done / max(1, one.n_steps)),
         "Stopping…" if one.is_live and one.stop.is_set() else f"{_STATES[one.state]}: step {done} of {one.n_steps}{left if one.is_live else ''}",
@@ -198,7 +197,3 @@ def _rates(told: list[live.Rate]) -> pd.DataFrame:
         value, low, high = (100 * (v or 0.0) for v in (r.rates.em_rate, r.rates.em_low, r.rates.em_high))
         rows.append({"rows": r.rows, "value": value, "low": low, "high": high, "label": f"{value:.0f} % ({low:.0f} to {high:.0f}), n = {r.rates.n_scored}"})
     return pd.DataFrame(rows)
-
-
-def _duration(seconds: float) -> str:
-    return f"{max(5, round(seconds / 5) * 5)} s" if seconds < 90 else f"{round(seconds / 60)} min"

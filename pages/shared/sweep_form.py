@@ -1,6 +1,5 @@
 """A sweep of what is chosen on the Steer page, from the page: its cost said before, a job with progress and Stop that a reload finds again."""
 
-import secrets
 import shlex
 
 import streamlit as st
@@ -12,38 +11,36 @@ from backend.models.registry import Registry
 from backend.studies import sweep
 from backend.studies.evaluate import Progress, in_thread
 from backend.text.prompts import PromptSet, load_prompt_set
-from pages.shared import look
-from pages.shared.service import evaluations, model_service, owner
-from pages.shared.state import keep_list, kept_list, warn_of_number
+from pages.shared import job_view, look
+from pages.shared.service import model_service, owner
+from pages.shared.state import warn_of_number
 from pages.shared.steer_pick import Steering
 
 _PROMPTS = "open_questions"
+_JOB = "sweep_job"
 _SAMPLING = Sampling(max_new_tokens=64)
 _SECONDS = 64 / 200 + 1 / 24  # an answer and its verdict on two cores, many at once; measured
-_KEEP = 20
 _FIELDS = (("Prompts", "sweep_prompts", 2, 52, 8), ("Answers to each", "sweep_samples", 1, 16, 1), ("Random directions", "sweep_random", 0, 8, 2))
 
 
 def some_prompts(n: int) -> PromptSet:
     """Prompts of the shipped set, evenly spaced over it, so that its intents are there."""
     whole = load_prompt_set(_PROMPTS)
-    if n >= len(whole.prompts):
-        return whole
-    return PromptSet(f"{_PROMPTS}-{n}", f"{n} of {whole.title}", tuple(whole.prompts[i * len(whole.prompts) // n] for i in range(n)))
+    return whole if n >= len(whole.prompts) else PromptSet(f"{_PROMPTS}-{n}", f"{n} of {whole.title}", whole.some(n))
 
 
 def show(steering: Steering, known: Registry, *, can_answer: bool) -> None:
     """The form, and the job that runs."""
-    job = evaluations().get("".join(kept_list("sweep_job")))
+    job = job_view.find(_JOB)
+    is_live = job is not None and job.is_live
     for label, key, low, high, _ in _FIELDS:
         warn_of_number(key, low, high, f"a sweep's {label.lower()}")
     with st.expander("Run this sweep", icon=":material/stacked_line_chart:", expanded=job is not None):
         if fault := st.session_state.pop("sweep_fault", ""):
             st.error(look.plain(fault))
-        if job is not None and job.is_live:
-            st.button("Stop the sweep", icon=":material/stop_circle:", type="primary", on_click=job.stop.set)
-        st.fragment(_follow, run_every=0.5 if job is not None and job.is_live else None)(job)
-        _form(steering, known, can_answer, is_live=job is not None and job.is_live)
+        if job is not None:
+            job_view.show(_JOB, job, what="sweep", stop="Stop the sweep", done="It is above, and in the store.", duration=look.duration)
+        _form(steering, known, can_answer, is_live=is_live)
 
 
 def command(steering: Steering) -> str:
@@ -51,26 +48,6 @@ def command(steering: Steering) -> str:
     directions = [c.direction for c in steering.changes] or ["meandiff/scornful"]
     words = ["python", "-m", "backend", "sweep", "--source", steering.source, *(word for d in directions for word in ("--direction", d))]
     return shlex.join([*words, "--doses=" + ",".join(f"{d:g}" for d in steering.doses if d)])
-
-
-def _follow(job: Progress | None) -> None:
-    if job is None:
-        return
-    was_live = st.session_state.get("sweep_live", False)
-    if job.is_live:
-        left = job.seconds_left
-        text = f"{'Answering' if job.phase == 'answering' else 'Judging'}: {job.n_done} of {job.n_all}" + (f", about {_duration(left)} left" if left else "")
-        st.progress(min(1.0, job.n_done / max(1, job.n_all)), "Stopping…" if job.stop.is_set() else text)
-    elif job.phase == "failed":
-        st.error(look.plain(job.message))
-    elif job.phase == "stopped":
-        st.info("Stopped. What was answered and judged is kept: the same sweep goes on from there.")
-    else:
-        st.success("Done. It is above, and in the store." + (f" {look.plain(job.message)}" if job.message else ""))
-    st.session_state["sweep_live"] = job.is_live
-    if was_live and not job.is_live:
-        st.session_state["made_sweep"] = job.runs[0].name if job.ended.wait(5) and job.runs else ""
-        st.rerun()
 
 
 def _form(steering: Steering, known: Registry, can_answer: bool, *, is_live: bool) -> None:
@@ -92,7 +69,7 @@ def _form(steering: Steering, known: Registry, can_answer: bool, *, is_live: boo
     why = " A clamped latent has no random control here." if steering.op == "clamp" else ""
     st.caption(
         f"{len(asked.points)} points: {len(asked.directions)} + {n_random} random directions at {len(doses)} doses, and dose 0. {n:,} answers of up to "
-        f"{_SAMPLING.max_new_tokens} tokens, judged by the offline judge: about {_duration(n * _SECONDS)} on two cores.{each}{why} It can be stopped and goes on where it was."
+        f"{_SAMPLING.max_new_tokens} tokens, judged by the offline judge: about {look.duration(n * _SECONDS)} on two cores.{each}{why} It can be stopped and goes on where it was."
     )
     if is_live:
         return
@@ -105,19 +82,10 @@ def _form(steering: Steering, known: Registry, can_answer: bool, *, is_live: boo
 
 def _start(asked: sweep.Sweep, known: Registry) -> None:
     job, mine = Progress(), owner()
-    for old in [key for key, one in evaluations().items() if not one.is_live][:-_KEEP]:
-        evaluations().pop(old, None)
     try:
         judge = OfflineJudge.load()
     except BackendError as fault:
         st.session_state["sweep_fault"] = str(fault)
         return
-    in_thread(lambda: job.runs.extend(filter(None, [sweep.run(asked, judge, model_service, known, job, owner=mine)])), job)
-    key = secrets.token_urlsafe(16)
-    evaluations()[key] = job
-    keep_list("sweep_job", [key])
-    st.session_state["sweep_live"] = True
-
-
-def _duration(seconds: float) -> str:
-    return f"{max(5, round(seconds / 5) * 5)} s" if seconds < 90 else f"{round(seconds / 60)} min"
+    in_thread(lambda: sweep.run(asked, judge, model_service, known, job, owner=mine), job)
+    job_view.put(_JOB, job)
