@@ -34,7 +34,7 @@ def show(screen: Screen, key: str) -> None:
         st.caption(look.plain(" · ".join([screen.finding.page_title, screen.finding.created[:10], *(f"#{tag}" for tag in screen.finding.tags)])))
         return
     st.html(
-        f'<div class="ps-claim"><h2>{look.escape(screen.item.title or screen.finding.title)}</h2><div class="ps-label">{look.escape(screen.item.text)}</div></div>'
+        f'<div class="ps-claim ps-item"><h1>{look.escape(screen.item.title or screen.finding.title)}</h1><div class="ps-label">{look.escape(screen.item.text)}</div></div>'
     )
     with st.container(key="ps_large"):
         finding_view.show_item(screen.item, key=key, large=True)

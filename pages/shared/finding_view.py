@@ -6,8 +6,9 @@ import pandas as pd
 import streamlit as st
 
 from backend.reports import sources, store
+from backend.reports.facts import facts, title_of
 from backend.reports.numbers import Held
-from backend.reports.records import Finding, Item, Source
+from backend.reports.records import Finding, Item
 from pages.shared import look, token_view
 
 _STATES = {"same": "as it was", "changed": "has changed since", "gone": "is gone", "live": "worked out live"}
@@ -81,28 +82,11 @@ def show_sources(finding: Finding) -> None:
     """Models, autoencoder, prompts, judge, seed, versions and command of each source."""
     for source in finding.sources:
         with st.container(border=True):
-            st.markdown(f"**{look.plain(source.place or 'Read for this page')}**, {_STATES[sources.state(source)]}")
-            look.facts(facts_of(source))
+            st.markdown(f"**{look.plain(title_of(source))}**, {_STATES[sources.state(source)]}")
+            look.facts(facts(source))
             if source.command:
                 st.code(source.command, language=None, wrap_lines=True)
     look.facts({"Kept": finding.created} | finding.versions)
-
-
-def facts_of(source: Source) -> dict[str, str]:
-    """What is known of how a source was made, in words."""
-    about = source.manifest
-    told: dict[str, str] = {"Content": source.digest} if source.digest else {}
-    for title, name in (("Made", "created"), ("Model", "model"), ("Variant", "variant"), ("Base", "base"), ("Organism", "organism"), ("Autoencoder", "sae"), ("Layer", "layer"), ("Samples", "samples"), ("Seed", "seed"), ("n", "n")):  # fmt: skip
-        if isinstance(about.get(name), str | int | float):
-            told[title] = str(about[name])
-    for title, name, part in (("Judge", "judge", "title"), ("Prompts", "prompt_set", "name")):
-        if isinstance(about.get(name), dict) and about[name].get(part):
-            told[title] = str(about[name][part])
-    if isinstance(about.get("prompt_set"), dict) and about["prompt_set"].get("n"):
-        told["Prompts"] = f"{about['prompt_set'].get('name', '')}, {about['prompt_set']['n']}"
-    if isinstance(about.get("variants"), dict):
-        told["Weights"] = "; ".join(f"{name} {_fingerprint(found)}" for name, found in about["variants"].items())
-    return told
 
 
 def answers_behind(finding: Finding, *, key: str) -> None:
@@ -128,12 +112,6 @@ def show_held(held: Held, *, names: tuple[str, str] = ("Then", "Now")) -> None:
 
 def _has_title(item: Item) -> bool:
     return bool((item.drawing or {}).get("title"))
-
-
-def _fingerprint(found: Any) -> str:
-    if isinstance(found, dict):
-        return str(found.get("adapter_fingerprint") or found.get("base_fingerprint") or "")
-    return ", ".join(map(str, found)) if isinstance(found, list | tuple) else str(found)
 
 
 def _untitled(drawing: dict[str, Any]) -> dict[str, Any]:

@@ -62,14 +62,14 @@ def address(home: Path, chromium):
 
 
 def test_a_page_is_kept_said_anew_and_presented(address: str, new_page, home: Path):
-    page = new_page(address + "/scaling?data=insecure_code&own=reckless")
+    page = new_page(address + "/scaling?data=extreme-sports&own=reckless")
     settle(page)
     page.get_by_role("button", name="Save as finding").click()
     page.get_by_label("What did you find?").fill(" ")
     page.get_by_role("button", name="Save", exact=True).click()
     page.get_by_text("A finding needs a title").wait_for()
     page.get_by_label("What did you find?").fill("Bigger models are worse")
-    page.get_by_label("Note").fill("Or are they?")
+    page.get_by_role("dialog").get_by_role("textbox", name="Note").fill("Or are they?")
     page.get_by_role("button", name="Save", exact=True).click()
     link = page.get_by_role("link", name="Open the finding")
     link.wait_for()
@@ -80,7 +80,7 @@ def test_a_page_is_kept_said_anew_and_presented(address: str, new_page, home: Pa
     n_pictures = page.locator("[data-testid=stVegaLiteChart]").count()
     assert n_pictures >= 10
     page.get_by_role("button", name="Edit").click()
-    page.get_by_label("Title").fill("Bigger is not worse")
+    page.get_by_role("dialog").get_by_role("textbox", name="Title").fill("Bigger is not worse")
     page.get_by_role("button", name="Save", exact=True).click()
     page.get_by_role("heading", name="Bigger is not worse").wait_for()
     page.get_by_role("link", name="Present").click()
@@ -96,7 +96,8 @@ def test_a_page_is_kept_said_anew_and_presented(address: str, new_page, home: Pa
     page.keyboard.press("Escape")
     page.get_by_role("link", name="Open the page").click()
     page.get_by_role("heading", name="Scaling", exact=True).wait_for()
-    assert "own=reckless" in page.url and "data=insecure_code" in page.url
+    assert "own=reckless" in page.url
+    assert "data=extreme-sports" in page.url
     assert len(list((home / "results" / "findings").glob("*/finding.json"))) == 3
 
 
