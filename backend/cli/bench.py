@@ -1,7 +1,8 @@
 """``python -m backend bench``: figures of this machine, kept under ``cached_results/bench/``.
 
 ``generate``: the engine beside the field's own tools, in one run. ``judging``: the offline judge, and a store of 100,000 answers. ``capture``: latents of a
-text beside sae-lens. ``steer``: steered answers beside nnsight. ``realign``: a re-alignment with its evaluations beside transformers and peft.
+text beside sae-lens. ``steer``: steered answers beside nnsight. ``realign``: a re-alignment with its evaluations beside transformers and peft. ``pages``: the
+dashboard in a browser, on stored results.
 """
 
 import argparse
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "what", choices=list(_WORKS),
-        help="answers, training and memory against transformers and peft; or judge, store and pages; or latents against sae-lens; or steering against nnsight; or a re-alignment",
+        help="answers, training and memory against transformers and peft; or judge, store and pages; or latents against sae-lens; or steering against nnsight; or a re-alignment; or pages in a browser",
     )  # fmt: skip
     parser.add_argument("--tokens", type=int, default=64, help="tokens a row (generate, capture, steer, realign)")
     parser.add_argument("--rounds", type=int, default=5, help="rounds of each measure; ours and a peer's in turns")
@@ -79,6 +80,21 @@ def _judging(options: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str
     return result, rows
 
 
+def _pages(options: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str, str]]]:
+    from backend.bench import pages
+
+    result = pages.as_json(pages.PagesBench(options.rounds, say).run())
+    rows = [
+        {
+            "Work": row["work"], "Measured": f"{row['value']:.3g} {row['unit']}", "95 %": "" if row["low"] is None else f"{row['low']:.3g} to {row['high']:.3g}",
+            "Ratio to Streamlit's own": "" if row["ratio"] is None else f"{row['ratio']:.2f}x", "Bar": row["bar"], "Holds": {True: "yes", False: "no", None: ""}[row["holds"]],
+            "n": str(row["n"]),
+        }
+        for row in result["rows"]
+    ]  # fmt: skip
+    return result, rows
+
+
 def _measured(measures: "list[Measure]") -> tuple[dict[str, Any], list[dict[str, str]]]:
     from backend.bench.measure import as_json
 
@@ -100,4 +116,4 @@ def _line(row: dict) -> dict[str, str]:
     }
 
 
-_WORKS = {"generate": _generate, "judging": _judging, "capture": _capture, "steer": _steer, "realign": _realign}
+_WORKS = {"generate": _generate, "judging": _judging, "capture": _capture, "steer": _steer, "realign": _realign, "pages": _pages}

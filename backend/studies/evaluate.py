@@ -28,6 +28,7 @@ from backend.text.sentences import whole_sentences
 Phase = Literal["answering", "judging", "done", "stopped", "failed"]
 _log = logging.getLogger(__name__)
 COLUMNS = {"variant": "text", "intent": "text", "sample": "int", "rollout": "text", "abstain": "bool", "grade": "text", "note": "text"}
+_TELLING = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,9 +80,11 @@ class Progress:
 
     @property
     def seconds_left(self) -> float | None:
-        """Of this phase, from its rate so far."""
+        """Of this phase, from its rate so far; None before enough are done to tell: answers end together, a batch at a time."""
         fresh = self.n_done - self.n_before
-        return (time.monotonic() - self.began) / fresh * (self.n_all - self.n_done) if fresh > 0 else None
+        if not fresh or fresh < min(_TELLING, 0.2 * (self.n_all - self.n_before)):
+            return None
+        return (time.monotonic() - self.began) / fresh * (self.n_all - self.n_done)
 
     def fail(self, fault: BackendError) -> None:
         self.message, self.fault, self.phase = str(fault), fault, "failed"

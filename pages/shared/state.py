@@ -98,6 +98,12 @@ def as_query(pairs: Sequence[tuple[str, str]]) -> str:
     return "&".join(f"{quote(k, safe='')}={quote(v, safe='')}" for k, v in pairs)
 
 
+def home_address() -> str:
+    """Of this dashboard, without page and query; empty where it is not known."""
+    url = st.context.url or ""
+    return "/".join(url.split("/")[:3]) if url.startswith(("http://", "https://")) else ""
+
+
 def link() -> str:
     """The address of what is on screen, for a colleague with access to this server."""
     query = as_query([pair for pair in selection() if not pair[0].startswith("__")])  # what a Space adds, a visitor's token among it, is for its frame alone
