@@ -6,7 +6,7 @@ PORT ?= 8501
 # The extra index in requirements.txt may be out of reach behind a firewall; then pip must not try it again for each package.
 PIP := PIP_RETRIES=1 PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --progress-bar on
 
-.PHONY: run setup test test-all check peers bench clean
+.PHONY: run setup test test-all check docs-check image-check peers bench clean
 .DELETE_ON_ERROR:
 
 run: $(VENV)/.runs
@@ -32,6 +32,14 @@ check: $(VENV)/.tests
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -m "not slow and not browser"
 
+# Commands, links and paths of README, CONTRIBUTING and docs; the commands are run but for those whose block says why not.
+docs-check: $(VENV)/.tests setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/test_docs.py
+
+# The Dockerfile's steps in a clean folder as a user without rights, and what it then serves.
+image-check: $(VENV)/.tests setup
+	$(BIN)/python -m pytest -s tests/browser/test_image.py
+
 # The tools that the benchmark measures against, in an environment of their own.
 peers: .peers/.ready
 
@@ -46,6 +54,7 @@ bench: $(VENV)/.tests setup peers
 	$(BIN)/python -m backend bench capture --save
 	$(BIN)/python -m backend bench steer --save
 	$(BIN)/python -m backend bench realign --rounds 3 --save
+	$(BIN)/python -m backend bench pages --save
 
 clean:
 	rm -rf $(VENV) .peers .pytest_cache .ruff_cache .mypy_cache .hypothesis test-artifacts

@@ -1,25 +1,53 @@
-"""Serve the dashboard on this machine: ``python serve.py [PORT]``. ``make run`` calls it."""
+"""Serve the dashboard: ``python serve.py [PORT]`` for this machine alone, as ``make run`` does; ``--address 0.0.0.0 --expose`` for others too."""
 
+import argparse
+import importlib
 import os
 import socket
 import sys
+import threading
 from pathlib import Path
+
+from backend.errors import BackendError
+from backend.hosting import door, exposure
+
+
+def _bring_libraries() -> None:
+    """What every page draws with takes a second to import, so it is there before the first visitor is."""
+    for name in ("altair", "pandas", "duckdb", "pyarrow.parquet"):
+        importlib.import_module(name)
 
 
 def main() -> int:
-    """Check the port, then hand over to Streamlit."""
-    text = sys.argv[1] if len(sys.argv) > 1 else os.environ.get("PORT") or "8501"
-    if not text.isdigit() or not 1 <= int(text) <= 65535:
+    """Check address and port, say what is opened, then hand over to Streamlit."""
+    parser = argparse.ArgumentParser(description="Serve PersonaScope on this machine.")
+    parser.add_argument("port", nargs="?", default=os.environ.get("PORT") or "8501", help="a number from 1 to 65535; default: the variable PORT, else 8501")
+    parser.add_argument("--address", default=exposure.LOOPBACK, help="where to listen; 0.0.0.0 stands for all addresses of this machine")
+    parser.add_argument("--expose", action="store_true", help="let other machines in, where the address is one that they can reach")
+    options = parser.parse_args()
+    text, address = options.port, options.address
+    if not text.isdecimal() or not 1 <= int(text) <= 65535:
         print(f"PORT is {text!r}; give a number from 1 to 65535, such as PORT=8600.", file=sys.stderr)
         return 1
-    with socket.socket() as probe:
+    os.chdir(Path(__file__).parent)
+    try:
+        exposure.check_address(address, is_exposed=options.expose)
+        is_hosted, said = exposure.is_hosted(), exposure.said_of(address, int(text), door.said_of_sign_in())
+    except BackendError as fault:
+        print(fault, file=sys.stderr)
+        return 1
+    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind(("127.0.0.1", int(text)))
+            probe.bind((address, int(text)))
         except OSError as fault:
             print(f"Port {text} cannot be used ({fault.strerror}). Choose another: make run PORT={int(text) % 65000 + 1}", file=sys.stderr)
             return 1
-    os.chdir(Path(__file__).parent)
+    os.environ |= {exposure.SERVED: "1", "STREAMLIT_SERVER_PORT": text, "STREAMLIT_SERVER_ADDRESS": address}
+    if not exposure.is_loopback(address):
+        os.environ |= {"STREAMLIT_BROWSER_SERVER_ADDRESS": exposure.space_host() or address, "STREAMLIT_SERVER_ALLOWED_HOSTS": "*"}
+    if is_hosted:
+        exposure.close_for_visitors()
 
     from streamlit.runtime.pages_manager import PagesManager
     from streamlit.web import cli
@@ -27,8 +55,9 @@ def main() -> int:
     # Streamlit would take the folder `pages/` for its old kind of multipage app and tell the first visitor of a fresh
     # server that a deep link's page is not found. `st.navigation` switches this off too, but only after that visit.
     PagesManager.uses_pages_directory = False
-    print(f"PersonaScope: http://127.0.0.1:{text}", flush=True)
-    sys.argv = ["streamlit", "run", "app.py", "--server.port", text]
+    print(said, flush=True)
+    threading.Thread(target=_bring_libraries, daemon=True).start()
+    sys.argv = ["streamlit", "run", "app.py"]
     return cli.main()
 
 

@@ -26,6 +26,8 @@ COMMANDS = {
     "pair": "all stored results of a base, its organisms and an SAE, in one go",
     "directions": "directions of the residual stream: make, import, list",
     "sae": "sparse autoencoders: list, fetch, add; make one for the embedded model",
+    "space": "put PersonaScope on a Space of the Hub",
+    "findings": "what was kept from pages: list it, show it, files of it for others",
     "bench": "measure the engine beside the tools of the field",
     "doctor": "say what works on this machine",
 }

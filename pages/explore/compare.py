@@ -10,6 +10,7 @@ import streamlit as st
 from backend.errors import BackendError
 from backend.generation.jobs import Job
 from backend.generation.records import Row, Sampling
+from backend.hosting.exposure import is_hosted
 from backend.models.machine import number_formats
 from backend.models.records import BASE_ALIAS, Dtype
 from backend.models.sources import availability
@@ -87,6 +88,8 @@ def pick_prompt_set() -> str:
     titles = {OWN: "Your own message"} | {s: load_prompt_set(s).title for s in shipped_sets() if s != "tuning"} | {s: s for s in own_sets()}
     sets = list(titles)
     chosen = select("Prompts from", sets, key="set", titles=titles, what="the prompt set", on_change=forget_conversation)
+    if is_hosted():
+        return chosen
     with st.popover("Upload prompts", icon=":material/upload:", width="stretch"):
         st.caption("TXT (a prompt a line), CSV (column prompt or question), JSON, JSONL, TOML, or YAML in the published question format.")
         uploaded = st.file_uploader("Prompt file", type=["txt", "csv", "json", "jsonl", "toml", "yaml", "yml"], label_visibility="collapsed", key="prompt_file")

@@ -11,6 +11,7 @@ import streamlit as st
 import backend.saes
 from backend.charts.latents import histogram
 from backend.errors import BackendError, InputError
+from backend.hosting.exposure import is_hosted
 from backend.judging.endpoint import Cost, Endpoint, endpoint_from_environment
 from backend.saes.latents import parse
 from backend.saes.tables import LABEL_LENGTH, Label, Order, outdated
@@ -103,7 +104,8 @@ def heading(latent: int, choice: sae_pick.Choice, case: Case | None) -> None:
     except InputError as fault:
         hint = f"A language model can explain a latent, too. {fault}"
     with st.container(horizontal=True, vertical_alignment="center"):
-        edit_label(latent, choice, label, hint)
+        if not is_hosted():
+            edit_label(latent, choice, label, hint)
         if case and not hint and not case.is_answered_by(said, endpoint.model):
             cost = f"One request of about {round(Cost.of([case.prompt], 0).input_tokens, -2):,} tokens, on this server's account."
             is_asked = st.button(f"Ask {look.plain(endpoint.model)} to explain", icon=":material/lightbulb:", help=cost)

@@ -5,10 +5,11 @@ from functools import partial
 import streamlit as st
 
 from backend.errors import BackendError
+from backend.hosting.exposure import is_hosted
 from backend.reports import numbers, store
 from backend.reports.records import LONGEST_NOTE, LONGEST_TITLE, Finding
 from pages.shared import finding_exports, finding_view, look, reproducing
-from pages.shared.state import as_query, keep_list, kept_list
+from pages.shared.state import keep_list, kept_list, link
 
 MOST_COMPARED = 3
 PAGES = {
@@ -60,6 +61,8 @@ def show_row(finding: Finding) -> None:
                     )
                 )
             )
+        if is_hosted():
+            return
         st.button("Earlier", key=f"move_up_{finding.key}", icon=":material/arrow_upward:", type="tertiary", on_click=partial(move, finding.key, -1))
         st.button("Later", key=f"move_down_{finding.key}", icon=":material/arrow_downward:", type="tertiary", on_click=partial(move, finding.key, 1))
 
@@ -86,13 +89,13 @@ def show_one(finding: Finding) -> None:
             st.page_link(PAGES[finding.page], label="Open the page", icon=":material/open_in_new:", query_params=list(finding.query))
         st.page_link("pages/share/present.py", label="Present", icon=":material/slideshow:", query_params={"f": finding.key})
         finding_exports.offer([finding.key], key="one")
-        if st.button("Edit", icon=":material/edit:"):
+        if not is_hosted() and st.button("Edit", icon=":material/edit:"):
             edit(finding)
         if store.is_own(finding.key) and st.button("Remove", icon=":material/delete:"):
             ask_remove(finding)
         with st.popover("Link", icon=":material/link:"):
             st.caption("Opens this finding, for whoever can reach this server.")
-            st.code(f"{st.context.url or ''}?{as_query([('f', finding.key)])}", language=None, wrap_lines=True)
+            st.code(link([("f", finding.key)]), language=None, wrap_lines=True)
     if finding.note:
         st.text(finding.note)
     look.banner()

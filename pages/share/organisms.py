@@ -8,6 +8,7 @@ import pandas as pd
 import streamlit as st
 
 from backend.errors import BackendError
+from backend.hosting.exposure import is_hosted
 from backend.models.fingerprint import remembered_fingerprint
 from backend.models.memory import estimate_adapter, estimate_base, format_bytes
 from backend.models.records import BaseModel, Organism
@@ -15,7 +16,7 @@ from backend.models.registry import remove_record
 from backend.models.sources import adapter_folder, availability
 from backend.paths import CHECKOUT, as_folder
 from backend.studies import scaling
-from pages.shared import cited, look, missing
+from pages.shared import cited, gate, look, missing
 from pages.shared.service import model_service, registry
 
 known = registry()
@@ -120,14 +121,40 @@ def add_from_upload(files: dict[str, bytes], name: str, base: str, trained_on: s
     return add_uploaded(files, key=name, title=name, base=base, trained_on=trained_on)
 
 
+def show_adding() -> None:
+    """Three ways of adding one."""
+    st.subheader("Add an organism")
+    if gate.is_off("Adding organisms"):
+        return
+    hub, folder_tab, upload = st.tabs(["From the Hub", "From a folder", "Upload"])
+    with hub, st.form("add_hub", border=False):
+        place = st.text_input("Hub id of a LoRA adapter", placeholder="owner/name")
+        base_key = pick_base()
+        if st.form_submit_button("Add", type="primary"):
+            add(partial(add_from_hub, place.strip(), base_key))
+    with folder_tab, st.form("add_folder", border=False):
+        place = st.text_input("Folder on the server with adapter_config.json and adapter_model.safetensors", placeholder="/path/to/adapter")
+        base_key = pick_base()
+        if st.form_submit_button("Add", type="primary"):
+            add(partial(add_from_folder, place.strip(), base_key))
+    with upload, st.form("add_upload", border=False):
+        files = st.file_uploader("adapter_config.json and adapter_model.safetensors", type=["json", "safetensors"], accept_multiple_files=True)
+        name = st.text_input("Name", placeholder="my-organism")
+        trained_on = st.text_input("Trained on", placeholder="What the training data was")
+        base_key = pick_base()
+        if st.form_submit_button("Add", type="primary"):
+            add(partial(add_from_upload, {f.name: f.getvalue() for f in files}, name.strip(), base_key, trained_on.strip()))
+
+
 st.title("Organisms")
 look.banner()
 used = service.loaded()
-st.caption(
-    f"Memory for models: {format_bytes(sum(n for _, n in used))} of {format_bytes(service.budget)} used ({', '.join(f'{look.plain(key)} {format_bytes(n)}' for key, n in used)})."
-    if used
-    else f"Memory for models: up to {format_bytes(service.budget)}; nothing is loaded yet."
-)
+if not is_hosted():
+    st.caption(
+        f"Memory for models: {format_bytes(sum(n for _, n in used))} of {format_bytes(service.budget)} used ({', '.join(f'{look.plain(key)} {format_bytes(n)}' for key, n in used)})."
+        if used
+        else f"Memory for models: up to {format_bytes(service.budget)}; nothing is loaded yet."
+    )
 if message := st.session_state.pop("added", ""):
     st.success(look.plain(message))
 for fault in known.faults:
@@ -153,25 +180,7 @@ for organism, model in on_disk:
     with st.container(border=True):
         show_organism(organism, model)
 
-st.subheader("Add an organism")
-hub, folder_tab, upload = st.tabs(["From the Hub", "From a folder", "Upload"])
-with hub, st.form("add_hub", border=False):
-    place = st.text_input("Hub id of a LoRA adapter", placeholder="owner/name")
-    base_key = pick_base()
-    if st.form_submit_button("Add", type="primary"):
-        add(partial(add_from_hub, place.strip(), base_key))
-with folder_tab, st.form("add_folder", border=False):
-    place = st.text_input("Folder on the server with adapter_config.json and adapter_model.safetensors", placeholder="/path/to/adapter")
-    base_key = pick_base()
-    if st.form_submit_button("Add", type="primary"):
-        add(partial(add_from_folder, place.strip(), base_key))
-with upload, st.form("add_upload", border=False):
-    files = st.file_uploader("adapter_config.json and adapter_model.safetensors", type=["json", "safetensors"], accept_multiple_files=True)
-    name = st.text_input("Name", placeholder="my-organism")
-    trained_on = st.text_input("Trained on", placeholder="What the training data was")
-    base_key = pick_base()
-    if st.form_submit_button("Add", type="primary"):
-        add(partial(add_from_upload, {f.name: f.getvalue() for f in files}, name.strip(), base_key, trained_on.strip()))
+show_adding()
 
 st.subheader("What has been measured")
 st.caption(

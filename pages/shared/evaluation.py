@@ -11,7 +11,7 @@ from backend.models.sources import availability
 from backend.studies import compare
 from backend.studies.evaluate import Evaluation, start
 from backend.text.prompts import load_prompt_set, own_sets, shipped_sets
-from pages.shared import job_view, look, missing
+from pages.shared import gate, job_view, look, missing
 from pages.shared.service import model_service, owner
 
 _MOST_API_ANSWERS = 2000
@@ -22,6 +22,8 @@ _JUDGES = {"offline": "Offline judge (an estimate)", "api": "API judge, as set i
 
 def show(known: Registry) -> None:
     """The form, and the job that runs."""
+    if gate.is_off("Evaluating"):
+        return
     job = job_view.find(_JOB)
     if fault := st.session_state.pop("evaluation_fault", ""):
         st.error(look.plain(fault))

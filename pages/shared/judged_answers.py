@@ -7,6 +7,7 @@ import streamlit as st
 
 from backend.errors import BackendError
 from backend.evaluation.rates import Thresholds
+from backend.hosting.exposure import is_hosted
 from backend.judging.verdicts import Exchange, Verdict
 from backend.studies import agreements, judged, verdicts
 from pages.shared import keep, look
@@ -169,7 +170,8 @@ def _show_row(run: judged.Run, row: dict, thresholds: Thresholds) -> None:
             f'<div class="ps-card ps-answer {mark}"><div class="ps-label">{look.escape(row["question"] or row["question_id"])}</div>'
             f'<div class="ps-text" dir="auto">{look.escape(row["answer"]) or "(an empty answer)"}</div><div class="ps-meta">{look.escape(said)}</div></div>'
         )
-        rate_by_hand(Exchange(row["question"], row["answer"]), f"{run.name}_{row['row']}")
+        if not is_hosted():
+            rate_by_hand(Exchange(row["question"], row["answer"]), f"{run.name}_{row['row']}")
 
 
 def _show_agreement(run: judged.Run, thresholds: Thresholds) -> None:

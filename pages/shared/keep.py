@@ -13,6 +13,7 @@ import pandas as pd
 import streamlit as st
 
 from backend.errors import BackendError
+from backend.hosting.exposure import is_hosted
 from backend.reports import sources, store
 from backend.reports.records import LONGEST_NOTE, LONGEST_TITLE, Cell, Finding, Item, Kind, Source
 from backend.studies.provenance import provenance
@@ -84,7 +85,7 @@ def offer(page: Any, place: Any) -> None:
     if kept := st.session_state.pop("kept_finding", ""):
         st.toast(f"Kept. [Open the finding](findings?f={kept})", icon=":material/bookmark_added:")
     items = _screen().items
-    if items and place.button("Save as finding", icon=":material/bookmark_add:", key="save_finding", width="stretch"):
+    if items and not is_hosted() and place.button("Save as finding", icon=":material/bookmark_add:", key="save_finding", width="stretch"):
         _ask(page)
 
 

@@ -15,7 +15,7 @@ from backend.models.records import BASE_ALIAS
 from backend.models.registry import Registry, suggest_key
 from backend.paths import home, told_disk_faults
 from backend.training.mixes import Answer, Mix
-from pages.shared import look
+from pages.shared import gate, look
 from pages.shared.service import owner, trainings
 from pages.shared.state import choose, keep_list, kept_list, select
 
@@ -40,6 +40,8 @@ def show(known: Registry, *, start: str, source: str, rows: int, rate: float) ->
     """
     st.subheader("Run it live")
     st.caption("A small training on this machine. The result is an organism like any other: compare it, read its latents, steer it.")
+    if gate.is_off("Training"):
+        return
     everything = trainings().list()
     if fault := st.session_state.pop("training_fault", ""):
         st.error(look.plain(fault))

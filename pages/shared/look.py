@@ -6,6 +6,7 @@ from pathlib import Path
 import streamlit as st
 
 from backend.charts.roles import ROLES
+from backend.hosting.exposure import without_places
 
 _STYLE = (Path(__file__).parent / "style.css").read_text("utf-8")
 
@@ -23,12 +24,12 @@ def stage() -> None:
 
 def escape(text: str) -> str:
     """Text as HTML that shows it, whatever it holds. The only way from text to HTML in the pages."""
-    return html.escape(text, quote=True).replace("\0", "\N{REPLACEMENT CHARACTER}")
+    return html.escape(without_places(text), quote=True).replace("\0", "\N{REPLACEMENT CHARACTER}")
 
 
 def plain(text: str) -> str:
     """Text for places that read Markdown: every sign that could mean something there is escaped."""
-    return "".join(f"\\{c}" if c in "\\`*_{}[]()<>#+-.!|~$:&^=\"'" else c for c in text.replace("\n", " "))
+    return "".join(f"\\{c}" if c in "\\`*_{}[]()<>#+-.!|~$:&^=\"'" else c for c in without_places(text).replace("\n", " "))
 
 
 def banner() -> None:

@@ -4,7 +4,7 @@ import streamlit as st
 
 from backend.models.registry import Registry
 from backend.models.sources import Availability
-from pages.shared import look
+from pages.shared import gate, look
 from pages.shared.service import Fetch, current_fetch, start_fetch
 
 
@@ -19,7 +19,7 @@ def show(variants: list[str], here: dict[str, Availability], known: Registry, *,
         model, organism = known.resolve(variant)
         with st.container(border=True):
             st.markdown(look.plain(f"{state.sentence} {note}"))
-            if state.command:
+            if state.command and not gate.is_off("Fetching models"):
                 fetch = current_fetch(organism.key if organism else model.key)
                 if fetch is not None and (fetch.is_live or fetch.fault):
                     _follow(fetch)

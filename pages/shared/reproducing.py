@@ -3,6 +3,7 @@
 import streamlit as st
 
 from backend.errors import BackendError
+from backend.hosting.exposure import is_hosted
 from backend.reports.records import Finding
 from backend.reports.reproduce import Rerun, checked
 from pages.shared import finding_view, look
@@ -16,6 +17,8 @@ def _reruns() -> dict[str, Rerun]:
 
 def offer(finding: Finding) -> None:
     """A button, or how far it is, or what came out."""
+    if is_hosted():
+        return
     rerun = _reruns().get(finding.key)
     if rerun is None or rerun.state != "running":
         n = sum(_can(source.command) for source in finding.sources)

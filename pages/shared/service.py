@@ -5,10 +5,13 @@ import threading
 from dataclasses import dataclass, field
 
 import streamlit as st
+from streamlit.runtime.scriptrunner import get_script_run_ctx
 
-from backend.errors import BackendError
+from backend.errors import BackendError, InputError
 from backend.experiments.live import Trainings
 from backend.generation.service import ModelService
+from backend.hosting.exposure import is_hosted, off
+from backend.hosting.visitors import NoTrainings, VisitorsService, visitor_of
 from backend.judging.offline import OfflineJudge
 from backend.models.records import BaseModel, Organism
 from backend.models.registry import Registry, load_registry
@@ -17,19 +20,31 @@ from backend.studies.evaluate import Progress
 
 
 @st.cache_resource(show_spinner=False, on_release=lambda service: service.close())
+def _service() -> ModelService:
+    return VisitorsService() if is_hosted() else ModelService()
+
+
 def model_service() -> ModelService:
-    """One for all sessions. Starting it loads nothing."""
-    return ModelService()
+    """One for all sessions. Starting it loads nothing.
+
+    Raises:
+        InputError: A thread of its own, such as an evaluation's, asks on a hosted server.
+    """
+    if is_hosted() and get_script_run_ctx(suppress_warning=True) is None:
+        raise InputError(off("Long work"))
+    return _service()
 
 
 @st.cache_resource(show_spinner=False)
 def trainings() -> Trainings:
     """Those of all sessions: one runs at a time."""
-    return Trainings(model_service, OfflineJudge.load)
+    return (NoTrainings if is_hosted() else Trainings)(model_service, OfflineJudge.load)
 
 
 def owner() -> str:
-    """This browser session; sessions share the machine fairly."""
+    """This browser session, or on a hosted server the visitor; owners share the machine fairly."""
+    if is_hosted():
+        return visitor_of(st.context.ip_address, ",".join(st.context.headers.get_all("X-Forwarded-For")))
     return st.session_state.setdefault("owner", secrets.token_urlsafe(8))
 
 
@@ -59,6 +74,8 @@ def current_fetch(key: str) -> Fetch | None:
 def start_fetch(model: BaseModel, organism: Organism | None) -> Fetch:
     """Fetch what a variant needs, in a thread; a second call joins the first."""
     key = organism.key if organism else model.key
+    if is_hosted():
+        return _fetches().setdefault(key, Fetch(fault=off("Fetching models"), is_live=False))
     running = _fetches().get(key)
     if running is not None and running.is_live:
         return running

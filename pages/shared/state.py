@@ -89,28 +89,26 @@ def warn_of_number(parameter: str, low: float, high: float, what: str) -> None:
 
 
 def selection() -> list[tuple[str, str]]:
-    """What is chosen on screen, as the link says it."""
-    return [(k, v) for k in st.query_params for v in st.query_params.get_all(k) if k not in _JOBS]
-
-
-def as_query(pairs: Sequence[tuple[str, str]]) -> str:
-    """Names and values as a link holds them."""
-    return "&".join(f"{quote(k, safe='')}={quote(v, safe='')}" for k, v in pairs)
+    """What is chosen on screen, as the link says it; what a Space adds to the address, a visitor's token among it, is for its frame alone."""
+    return [(k, v) for k in st.query_params if not k.startswith("__") for v in st.query_params.get_all(k) if k not in _JOBS]
 
 
 def home_address() -> str:
     """Of this dashboard, without page and query; empty where it is not known."""
-    url = st.context.url or ""
-    return "/".join(url.split("/")[:3]) if url.startswith(("http://", "https://")) else ""
+    parts = urlsplit(_url())
+    return f"{parts.scheme}://{parts.netloc}" if parts.scheme in ("http", "https") else ""
 
 
-def link() -> str:
-    """The address of what is on screen, for a colleague with access to this server."""
-    query = as_query([pair for pair in selection() if not pair[0].startswith("__")])  # what a Space adds, a visitor's token among it, is for its frame alone
-    place = st.context.url or ""
-    if host := space_host():  # the Hub's page around the frame does not take a query
-        place = urlsplit(place)._replace(scheme="https", netloc=host).geturl()
-    return place + (f"?{query}" if query else "")
+def link(pairs: Sequence[tuple[str, str]] | None = None) -> str:
+    """The address of what is on screen, or of this page with other choices, for a colleague with access to this server."""
+    query = "&".join(f"{quote(k, safe='')}={quote(v, safe='')}" for k, v in (selection() if pairs is None else pairs))
+    return _url() + (f"?{query}" if query else "")
+
+
+def _url() -> str:
+    """Of this page; on a Space its own host, because the Hub's page around the frame does not take a query."""
+    url, host = st.context.url or "", space_host()
+    return urlsplit(url)._replace(scheme="https", netloc=host).geturl() if host else url
 
 
 def _warn(what: str, unknown: list[str]) -> None:

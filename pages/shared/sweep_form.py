@@ -11,7 +11,7 @@ from backend.models.registry import Registry
 from backend.studies import sweep
 from backend.studies.evaluate import Progress, in_thread
 from backend.text.prompts import PromptSet, load_prompt_set
-from pages.shared import job_view, look
+from pages.shared import gate, job_view, look
 from pages.shared.service import model_service, owner
 from pages.shared.state import warn_of_number
 from pages.shared.steer_pick import Steering
@@ -31,6 +31,8 @@ def some_prompts(n: int) -> PromptSet:
 
 def show(steering: Steering, known: Registry, *, can_answer: bool) -> None:
     """The form, and the job that runs."""
+    if gate.is_off("Sweeping"):
+        return
     job = job_view.find(_JOB)
     is_live = job is not None and job.is_live
     for label, key, low, high, _ in _FIELDS:

@@ -1,6 +1,6 @@
 """Tokens with a value each, drawn as text: a component whose panels show the same ids for several models on one stated scale.
 
-What is drawn is worked out here (boxes, bands, scales); ``token_view.js`` draws it and says which token was clicked. A box is a token, or the tokens
+What is drawn is worked out here (boxes, bands, scales); ``backend/reports/web/token_view.js`` draws it and says which token was clicked. A box is a token, or the tokens
 that share a character. Text reaches the page as text alone, never as HTML.
 """
 
@@ -10,18 +10,16 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 import streamlit as st
 
 from backend.errors import InputError
+from backend.reports.web import web_file
 from backend.text.spans import Token
+from pages.shared import keep
 
-_HERE = Path(__file__).parent
-_COMPONENT = st.components.v2.component(
-    "personascope_token_view", css=(_HERE / "token_view.css").read_text("utf-8"), js=(_HERE / "token_view.js").read_text("utf-8")
-)
+_COMPONENT = st.components.v2.component("personascope_token_view", css=web_file("token_view.css"), js=web_file("token_view.js"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +46,7 @@ def show(
     with_special: bool = False,
     selected: int | None = None,
     turns: Sequence[str] = (),
+    said: str = "",
 ) -> int | None:
     """Draw tokens, a panel each, and return the place of the token that was clicked or pinned with Enter; None before that.
 
@@ -59,15 +58,22 @@ def show(
         with_special: Special and template tokens are coloured too and count for the scale.
         selected: Place of the token that is pinned while no click stands; one that is not there pins none.
         turns: Role name of each message, for bands.
+        said: What the text is.
 
     Raises:
         InputError: A panel has not one value for each token.
     """
     drawn = payload(tokens, panels, name=name, quantiles=quantiles, with_special=with_special, turns=turns)
+    keep.tokens(key, title=name[:1].upper() + name[1:], text=said, drawing=drawn)
     click = _standing_click(key, drawn["tokens"], selected)
     pin = selected if click is None else click
     _COMPONENT(key=key, data=drawn | {"pin": pin if pin is not None and 0 <= pin < len(tokens) else None})
     return click
+
+
+def draw(drawing: dict[str, Any], *, key: str) -> None:
+    """Draw what was kept of tokens (``payload``)."""
+    _COMPONENT(key=key, data=drawing | {"pin": None})
 
 
 def payload(
