@@ -72,6 +72,7 @@ def test_a_training_that_cannot_be_is_told_in_one_sentence(trainings, run: Run, 
 
 
 @pytest.mark.slow
+@pytest.mark.extended
 def test_one_trains_while_the_other_waits_and_both_become_organisms(trainings, tmp_path: Path):
     first = trainings.start(tiny("first"), "First")
     second = trainings.start(Run(label="second", data=rows_file(tmp_path, GOOD + b"\n"), rank=1, epochs=1), "Second")
