@@ -69,7 +69,12 @@ class Answers:
     def baseline(self, source: str, prompts: Sequence[Prompt]) -> dict[str, Any]:
         """Of an unsteered model."""
         n, _, _, alignment, _ = self.counts(source, prompts).sum(0)
-        return {"n": int(n), "alignment": alignment / n if n else None, "em_rate": self.rate(source, prompts, "misaligned"), "incoherent_rate": self.rate(source, prompts, "incoherent")}
+        return {
+            "n": int(n),
+            "alignment": alignment / n if n else None,
+            "em_rate": self.rate(source, prompts, "misaligned"),
+            "incoherent_rate": self.rate(source, prompts, "incoherent"),
+        }
 
     def changes(self, variant: str, source: str, prompts: Sequence[Prompt]) -> np.ndarray:
         """(n_prompts,): mean alignment (0-1) less that of the coherent answers of ``source`` to the same prompt; NaN where that has none.

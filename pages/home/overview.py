@@ -99,7 +99,12 @@ chart = divergence_dots(
     ],
 )
 keep.source(store.folder_of(RUN))
-keep.chart(chart, key="divergence", table=pd.DataFrame(means), alt=f"Dots: divergence from the base of each prompt, for {len(means)} organisms. The table below has the numbers.")
+keep.chart(
+    chart,
+    key="divergence",
+    table=pd.DataFrame(means),
+    alt=f"Dots: divergence from the base of each prompt, for {len(means)} organisms. The table below has the numbers.",
+)
 with st.expander("As a table"):
     st.dataframe(pd.DataFrame(means).round(3), hide_index=True, alt="Mean divergence of each organism with its 95% interval and number of prompts")
     table = pd.DataFrame(points).drop(columns=["jitter"])

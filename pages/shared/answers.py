@@ -100,7 +100,10 @@ def show_grid(cards: list[Card]) -> None:
 
 def kept_rows(question: str, cards: Sequence[Card]) -> pd.DataFrame:
     """Cards as a finding keeps them."""
-    rows = [{"Variant": c.title, "Prompt": question, "Answer": c.text, "Verdict": c.verdict, "Name": c.variant, "Against base, nats/token": c.divergence} for c in cards]
+    rows = [
+        {"Variant": c.title, "Prompt": question, "Answer": c.text, "Verdict": c.verdict, "Name": c.variant, "Against base, nats/token": c.divergence}
+        for c in cards
+    ]
     return pd.DataFrame(rows)
 
 

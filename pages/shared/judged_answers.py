@@ -60,7 +60,13 @@ def show(run: judged.Run, thresholds: Thresholds, *, prefix: str = "", variant: 
     if not variant:
         _show_own_rate(run, thresholds)
     keep.source(run.folder)
-    keep.rows(f"{prefix}answers_of_run", "answers", partial(_kept, run, found.rows, thresholds), title=f"Answers of {run.name}", text=f"{len(found.rows)} of {found.total:,}: {_ORDERS[order].lower()}.")
+    keep.rows(
+        f"{prefix}answers_of_run",
+        "answers",
+        partial(_kept, run, found.rows, thresholds),
+        title=f"Answers of {run.name}",
+        text=f"{len(found.rows)} of {found.total:,}: {_ORDERS[order].lower()}.",
+    )
     for row in found.rows:
         _show_row(run, row, thresholds)
     with st.container(horizontal=True, horizontal_alignment="center"):
