@@ -1,6 +1,7 @@
 """The parser: each command's module adds its own arguments and is imported only when it runs."""
 
 import argparse
+import gc
 import importlib
 import keyword
 import sys
@@ -57,3 +58,5 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         return 0
+    finally:
+        gc.unfreeze()  # what the models' worker froze would be told as leaked by libraries that count their objects at the end
