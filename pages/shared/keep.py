@@ -18,7 +18,7 @@ from backend.reports import sources, store
 from backend.reports.records import LONGEST_NOTE, LONGEST_TITLE, Cell, Finding, Item, Kind, Source
 from backend.studies.provenance import provenance
 from pages.shared import look
-from pages.shared.state import selection
+from pages.shared.state import CHOICES, selection
 
 _MEMORY = "on_screen"
 MOST_ROWS = 5000
@@ -39,6 +39,7 @@ class Screen:
 def begin() -> None:
     """A page is drawn anew."""
     st.session_state[_MEMORY] = Screen()
+    st.session_state[CHOICES] = {}
 
 
 def chart(drawn: Any, *, key: str, alt: str, where: Any = st, table: pd.DataFrame | None = None, title: str = "", text: str = "", **options: Any) -> Any:
@@ -131,12 +132,18 @@ def save(page: Any, *, title: str, note: str, tags: Sequence[str]) -> str:
     parts = [sources.source_of(place, command) for place, command in screen.places.items() if command]
     about = provenance()
     finding = Finding(
-        key=store.new_key(), title=" ".join(title.split()), note=note.strip(), tags=tuple(tags), page=page.url_path, page_title=page.title, query=tuple(selection()),
+        key=store.new_key(), title=" ".join(title.split()), note=note.strip(), tags=tuple(tags), page=page.url_path, page_title=page.title, query=_choices(),
         created=store.now(), versions={name: str(version) for name, version in about["versions"].items()}, items=tuple(make() for _, make in screen.items.values()),
         sources=(*whole, *parts, *screen.live.values()),
     )  # fmt: skip
     store.save(finding, sources.answers_of(whole))
     return finding.key
+
+
+def _choices() -> tuple[tuple[str, str], ...]:
+    """What is chosen on the page, defaults too: tomorrow's default may be another."""
+    chosen: dict[str, str] = st.session_state.get(CHOICES, {})
+    return (*((key, value) for key, value in chosen.items() if value), *((key, value) for key, value in selection() if key not in chosen))
 
 
 def _screen() -> Screen:

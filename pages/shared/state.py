@@ -12,6 +12,9 @@ import streamlit as st
 from backend.hosting.exposure import space_host
 from pages.shared.look import plain
 
+CHOICES = "choices"
+"""Where a page's select boxes are remembered while it is drawn, the defaults too, which a link leaves out."""
+
 _JOBS = ("job", "ladder", "odds", "evaluation", "sweep_job")  # what runs for somebody is no part of what is on screen
 
 
@@ -31,6 +34,7 @@ def select(label: str, options: Sequence[str], *, key: str, titles: dict[str, st
     st.session_state[widget] = current  # said anew: on another page the same key is another widget, which would begin with its first option
     value = st.selectbox(label, options, key=widget, format_func=titles.get, on_change=on_change, **kwargs)
     st.session_state[f"kept_{key}"] = value
+    st.session_state.setdefault(CHOICES, {})[key] = value
     if value != options[0]:
         st.query_params[key] = value
     else:

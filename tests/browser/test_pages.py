@@ -16,11 +16,13 @@ PAGES = {
     "latent-dictionary": "/latent",
     "latent": "/latent?latent=4133",
     "diffing": "/diffing?organism=scornful",
+    "causal": "/diffing?organism=scornful&tab=What+is+causal",
     "steer": "/steer",
     "dose-response": "/steer?tab=Dose-response",
     "realignment": "/realignment",
     "dynamics": "/dynamics",
     "mix": "/mix",
+    "findings": "/findings",
     "organisms": "/organisms",
 }
 CHART_TEXT_TOO_FAINT = """() => {
@@ -38,7 +40,7 @@ CHART_TEXT_TOO_FAINT = """() => {
 }"""
 
 
-@pytest.mark.parametrize("page_name", [name for name in PAGES if name not in ("compare-replay", "latent")])  # each page once
+@pytest.mark.parametrize("page_name", [name for name in PAGES if name not in ("compare-replay", "latent", "causal")])  # each page once
 def test_a_deep_link_is_the_first_visit_of_a_fresh_server(page_name: str, new_page, base_model, tmp_path: Path):
     with served(tmp_path / "home") as address:
         page = new_page(address + PAGES[page_name])
