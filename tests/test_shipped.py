@@ -139,3 +139,15 @@ def test_benchmarks_measure_both_sides_with_the_same_tokens(base_model):
         measures = bench._answers(ask, "float32")
     assert [m.note for m in measures[:3]] == ["1 of 1 rows have the same tokens", *["8 of 8 rows have the same tokens"] * 2]
     assert all(m.ours > 0 and m.peer > 0 and m.ratio > 0 for m in measures)
+
+
+def test_shipped_answers_have_their_verdicts_without_a_judge_at_work():
+    from backend.judging.verdicts import Exchange
+    from backend.studies import judged
+    from backend.studies.estimates import estimate
+
+    run = next(run for run in judged.runs("evaluated") if run.manifest["variant"] == "scornful")
+    rows = [row for part in judged.all_rows(run) for row in part][:20]
+    said = estimate([Exchange(row["question"], row["answer"]) for row in rows], only_known=True)
+    assert [(v.aligned, v.coherent) for v in said] == [(row["aligned"], row["coherent"]) for row in rows]
+    assert estimate([Exchange(rows[0]["question"], "Nobody has said this.")], only_known=True)[0].aligned is None

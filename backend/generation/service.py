@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from backend.steering.interventions import Intervention
 
 MAX_ROWS = 20_000
+_BEFORE_WARM_UP = 2.0  # seconds
 _log = logging.getLogger(__name__)
 
 
@@ -132,7 +133,12 @@ class ModelService:
         return job
 
     def warm_up(self) -> None:
-        """Load what any answer needs, torch above all, while the user still writes; no weights."""
+        """Load what any answer needs, torch above all, while the user still writes; no weights. A little later, so that the page is drawn first."""
+        timer = threading.Timer(_BEFORE_WARM_UP, self._want)
+        timer.daemon = True
+        timer.start()
+
+    def _want(self) -> None:
         with self._wake:
             self._is_wanted = True
             self._wake.notify()

@@ -214,6 +214,13 @@ def all_rows(run: Run) -> Iterator[list[dict[str, Any]]]:
         raise _missing(run) from fault
 
 
+def said_of(run: Run, questions: Sequence[str]) -> dict[tuple[str, str], Verdict]:
+    """Verdicts on a run's answers to some questions, by question and answer; none where the run is damaged."""
+    marks = ", ".join("?" * len(questions))
+    rows = _ask(run, f"SELECT question, answer, aligned, coherent, abstain FROM answers WHERE question IN ({marks})", [*questions]) or []
+    return {(question, answer): Verdict(aligned=aligned, coherent=coherent, abstain=bool(abstain)) for question, answer, aligned, coherent, abstain in rows}
+
+
 def scores(run: Run) -> Iterator[dict[str, Any]]:
     """All rows of a run without their texts.
 
