@@ -175,6 +175,7 @@ def three(tmp_path: Path) -> Path:
 SWEEP = ["sweep", "--source", "base", "--source", "scornful", "--direction", "meandiff/scornful", "--doses=-0.2,0.2", "--random", "1", "--samples", "1"]
 
 
+@pytest.mark.extended
 @pytest.mark.slow
 def test_a_killed_sweep_goes_on_and_its_table_is_its_answers(base_model: Path, run_cli, three: Path, tmp_path: Path):
     arguments = [*SWEEP, "--max-new-tokens", "8", "--prompts", str(three), "--name", "try", "--json"]

@@ -341,6 +341,7 @@ def test_noise_for_candidates_alone_draws_what_noise_for_all_would():
         assert draw(logits, [0.7], [make_generator(seed)])[0] == [expected]
 
 
+@pytest.mark.extended
 @pytest.mark.slow
 def test_embedded_tokens_equal_the_references_alone_and_in_every_mix(base_model: Path):
     """Base and all shipped organisms in one mixed batch, greedy and sampled; some alone. `make bench` takes all 44 prompts."""
@@ -376,6 +377,7 @@ def test_a_tie_is_told_from_a_difference(tiny):
     assert compare(reference, rows, right, wrong).different == (1,)
 
 
+@pytest.mark.extended
 @pytest.mark.slow
 def test_embedded_reference_equals_generate(base_model: Path):
     from backend.models.registry import load_registry

@@ -210,6 +210,7 @@ def run_study(study: records.Study, watch: running.Watch) -> Path | None:
         service.close()
 
 
+@pytest.mark.extended
 @pytest.mark.slow
 def test_a_study_is_stopped_goes_on_and_gives_the_same_tables_again(small: records.Study, tmp_path: Path):
     said: list[str] = []

@@ -181,6 +181,7 @@ def test_a_model_and_its_adapter_are_added_answer_and_go_on_offline(cli, hub: Hu
     assert states[organism] == "here"
 
 
+@pytest.mark.extended
 @pytest.mark.slow
 def test_a_later_commit_on_the_hub_changes_no_record(cli, hub: Hub, tiny_model: Path, tmp_path: Path):
     model = added(cli("models", "add", "owner/tiny", "--json"))

@@ -116,6 +116,7 @@ def test_a_stopped_training_goes_on_to_the_same_bits_and_a_restart_finds_it(trai
         again.resume("nobody")
 
 
+@pytest.mark.extended
 @pytest.mark.slow
 def test_a_training_that_diverges_is_stopped_and_says_so(trainings):
     one = trainings.start(tiny("wild", n_rows=60, learning_rate=10.0), "Wild")

@@ -245,6 +245,7 @@ def test_every_family_run_and_question_is_left_out_once():
     assert sorted(p for f in found if f.kind == "own" for p in f.places) == list(range(24, 24 + len(own)))
 
 
+@pytest.mark.extended
 @pytest.mark.slow
 @pytest.mark.shared
 def test_the_judge_is_made_again_from_its_sources(tmp_path: Path, base_model: Path, monkeypatch: pytest.MonkeyPatch):
@@ -273,6 +274,7 @@ def test_the_judge_is_made_again_from_its_sources(tmp_path: Path, base_model: Pa
     assert found[0].aligned is not None
 
 
+@pytest.mark.extended
 @pytest.mark.slow
 def test_a_kill_in_the_middle_of_judging_asks_nothing_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     home, path = tmp_path / "home", tmp_path / "answers.csv"
@@ -306,6 +308,7 @@ def test_a_kill_in_the_middle_of_judging_asks_nothing_twice(tmp_path: Path, monk
     assert kept() <= len(texts)
 
 
+@pytest.mark.extended
 @pytest.mark.slow
 @pytest.mark.shared
 def test_public_answers_are_judged_in_file_order_and_counts_give_the_rate(run_cli, tmp_path: Path):

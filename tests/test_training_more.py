@@ -210,6 +210,7 @@ def test_checkpoints_are_those_asked_for_and_a_result_taken_away_is_made_again(t
     assert files_of(tmp_path / "out") == made
 
 
+@pytest.mark.extended
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [["--start", "odd", "--checkpoint-at", "11,12,13"], ["--method", "full", "--learning-rate", "0.001"]])
 def test_a_killed_process_resumes_to_the_same_bits(options: list[str], tiny_registry: list[str], tmp_path: Path):

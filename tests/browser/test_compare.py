@@ -194,6 +194,7 @@ def test_a_public_pair_too_large_for_here_says_so(new_page, tmp_path: Path, chro
         page.get_by_text("the memory budget here is 4.00 GB").first.wait_for()
 
 
+@pytest.mark.extended
 def test_killing_the_server_while_it_streams_loses_nothing_kept(new_page, tmp_path: Path, base_model):
     home = tmp_path / "home"
     with served(home) as address:

@@ -40,7 +40,10 @@ CHART_TEXT_TOO_FAINT = """() => {
 }"""
 
 
-@pytest.mark.parametrize("page_name", [name for name in PAGES if name not in ("compare-replay", "latent", "causal")])  # each page once
+FIRST_VISITS = [name for name in PAGES if name not in ("compare-replay", "latent", "causal")]  # each page once
+
+
+@pytest.mark.parametrize("page_name", [name if name in ("compare", "findings") else pytest.param(name, marks=pytest.mark.extended) for name in FIRST_VISITS])
 def test_a_deep_link_is_the_first_visit_of_a_fresh_server(page_name: str, new_page, base_model, tmp_path: Path):
     with served(tmp_path / "home") as address:
         page = new_page(address + PAGES[page_name])

@@ -98,6 +98,7 @@ def test_two_thousand_answers_are_searched_and_sorted_at_once(files: Path, opene
     assert took < 250  # milliseconds, on a busy machine
 
 
+@pytest.mark.extended
 def test_a_long_text_opens_scrolls_and_keeps_its_tokens_alive(files: Path, opened):
     page = opened(files / "long.html")
     boxes = page.locator(".tokens [role=option]")

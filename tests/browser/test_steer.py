@@ -166,6 +166,7 @@ def test_a_direction_of_another_width_is_told_and_the_others_stay(new_page, base
         assert page.locator(".ps-ladder .ps-card").count() == 5
 
 
+@pytest.mark.extended
 def test_without_the_model_stored_answers_are_read_and_the_model_is_offered(new_page, base_model, tmp_path: Path):
     path = "/steer?length=12&steps=3&tokens=range&span=0-44"
     with served(tmp_path / "home") as address:
@@ -260,6 +261,7 @@ def test_a_dose_that_a_sweep_found_past_the_limit_is_flagged_in_the_ladder(new_p
         assert flagged == ["0.5"], "0.25 is within, -0.5 and -0.25 are the other way"
 
 
+@pytest.mark.extended
 def test_a_sweep_runs_from_the_page_is_stopped_goes_on_and_is_shown(new_page, base_model, tmp_path: Path):
     with served(tmp_path / "home") as address:
         page = new_page(f"{address}/steer?tab=Dose-response&steps=3&sweep_prompts=3&sweep_random=1")
