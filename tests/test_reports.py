@@ -315,7 +315,7 @@ def test_a_full_disk_leaves_what_was_there(small_disk: Path, run_cli):
 
 
 def test_an_interrupt_leaves_what_was_there(tmp_path: Path):
-    kept(finding(), 10)
+    kept(finding(*(chart_item() for _ in range(40))), 10)  # so many pictures that the signal comes before the end
     out = tmp_path / "site"
     export.write([Kept(finding(chart_item()))], "csv", out)
     before = sorted(p.name for p in out.iterdir())
