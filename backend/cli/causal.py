@@ -27,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--samples", type=int, default=2, help="answers to each prompt")
     parser.add_argument("--temperature", type=float, default=0.7, help="0 takes the likeliest token, which is calmer and gives each prompt one answer")
     parser.add_argument("--max-new-tokens", type=int, default=64)
+    parser.add_argument("--dtype", choices=["bfloat16"], help="answer in this number format, where the processor has it; texts differ from float32's")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="folder for the result instead of your own store's")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -51,7 +52,7 @@ def run(options: argparse.Namespace) -> int:
     asked = causal.Causal(
         base=options.base, organism=options.organism, sae=resolve(options.sae, base), top=options.top, down=options.down, doses=parse_doses(options.doses),
         lower_layers=parse_layers(options.lower_layers, options.lower_layers) if options.lower_layers else None, n_random=options.random, n_alive=options.alive, prompt_set=load_prompt_set(options.prompts), samples=options.samples,
-        sampling=Sampling(temperature=options.temperature, max_new_tokens=options.max_new_tokens), seed=options.seed,
+        sampling=Sampling(temperature=options.temperature, max_new_tokens=options.max_new_tokens), seed=options.seed, dtype=options.dtype,
     )  # fmt: skip
     progress, service = Progress(), cache(ModelService)  # one for all that is asked
     step = ""

@@ -16,6 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     running = actions.add_parser("run", help="train, answer, judge and read what is missing; then write its tables")
     running.add_argument("name")
     running.add_argument("--out", type=Path, help="folder for the result instead of your own store's")
+    running.add_argument("--dtype", choices=["bfloat16"], help="answer and read in this number format, where the processor has it; texts differ from float32's")
     table = actions.add_parser("table", help="the tidy table: a row a run, step and measure")
     table.add_argument("name")
     table.add_argument("--csv", action="store_true", help="print CSV")
@@ -57,7 +58,9 @@ def _run(study, options: argparse.Namespace) -> int:
     n_steps, n_points, n_answers = running.budget(study, registry)
     service = ModelService()
     say(f"{study.title}: {len(study.runs)} runs with {n_steps:,} training steps to do, {n_points} checkpoints to measure with {n_answers:,} answers.")
-    say(f"About {speed.told(speed.seconds(study, registry, service, n_steps, n_points, n_answers))} on this machine if nothing of it is there yet.")
+    say(
+        f"About {speed.told(speed.seconds(study, registry, service, n_steps, n_points, n_answers, options.dtype))} on this machine if nothing of it is there yet."
+    )
     step = ""
 
     def note(said: str) -> None:
@@ -71,7 +74,9 @@ def _run(study, options: argparse.Namespace) -> int:
         asked = f"; {p.phase} {p.n_done:,} of {p.n_all:,}" if p.n_done < p.n_all else ""
         return f"{step}{asked}; {watch.n_steps:,} training steps and {watch.n_points} checkpoints left"
 
-    folder = follow_run(lambda: running.run(study, OfflineJudge.load(), lambda: service, registry, watch, root=options.out), watch.progress, told)
+    folder = follow_run(
+        lambda: running.run(study, OfflineJudge.load(), lambda: service, registry, watch, dtype=options.dtype, root=options.out), watch.progress, told
+    )
     if folder is None:
         say("Stopped; what was trained, answered and judged is kept. Run it again to go on.")
         return 130

@@ -23,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--samples", type=int, default=2, help="answers to each prompt at each dose")
     parser.add_argument("--temperature", type=float, default=0.7, help="0 takes the likeliest token, which is calmer and gives each prompt one answer")
     parser.add_argument("--max-new-tokens", type=int, default=64)
+    parser.add_argument("--dtype", choices=["bfloat16"], help="answer in this number format, where the processor has it; texts differ from float32's")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--name", help="of the result (default: made of model and direction)")
     parser.add_argument("--out", type=Path, help="folder for the result instead of your own store's")
@@ -44,7 +45,7 @@ def run(options: argparse.Namespace) -> int:
         raise InputError(f"The name {name!r} is not allowed. Use lower-case letters, digits, '.', '_' and '-'.")
     asked = sweep.Sweep(
         name=name, sources=sources, directions=tuple(options.direction), doses=parse_doses(options.doses), n_random=options.random,
-        prompt_set=load_prompt_set(options.prompts), samples=options.samples, sampling=Sampling(temperature=options.temperature, max_new_tokens=options.max_new_tokens), seed=options.seed,
+        prompt_set=load_prompt_set(options.prompts), samples=options.samples, sampling=Sampling(temperature=options.temperature, max_new_tokens=options.max_new_tokens), seed=options.seed, dtype=options.dtype,
     )  # fmt: skip
     say(f"{len(asked.points)} points, {len(asked.points) * len(asked.prompt_set.prompts) * options.samples:,} answers.")
     progress = Progress()

@@ -20,7 +20,7 @@ from backend.generation.jobs import Job
 from backend.generation.records import Rollout, Sampling
 from backend.generation.service import ModelService
 from backend.judging.verdicts import Judge, Verdict
-from backend.models.records import BASE_ALIAS, BaseModel
+from backend.models.records import BASE_ALIAS, BaseModel, Dtype
 from backend.models.registry import Registry
 from backend.paths import home, new_file, told_disk_faults
 from backend.saes.records import SaeRecord, resolve
@@ -52,8 +52,10 @@ class Readings:
 class Meter:
     """Measures models of one base for one study."""
 
-    def __init__(self, study: Study, judge: Judge, service: Callable[[], ModelService], registry: Registry, progress: Progress) -> None:
-        self._study, self._judge, self._service, self._progress = study, judge, service, progress
+    def __init__(
+        self, study: Study, judge: Judge, service: Callable[[], ModelService], registry: Registry, progress: Progress, dtype: Dtype | None = None
+    ) -> None:
+        self._study, self._judge, self._service, self._progress, self._dtype = study, judge, service, progress, dtype
         base, _ = registry.resolve(BASE_ALIAS)
         self._base = base
         self.sae: SaeRecord = resolve("default", base)
@@ -71,7 +73,9 @@ class Meter:
             BackendError: The model is not here, the judge cannot judge, the disk is full.
         """
         study = self._study
-        evaluation = short_answers([variant], self.prompt_set, Sampling(max_new_tokens=study.max_new_tokens), samples=study.samples, seed=study.seed)
+        evaluation = short_answers(
+            [variant], self.prompt_set, Sampling(max_new_tokens=study.max_new_tokens), samples=study.samples, seed=study.seed, dtype=self._dtype
+        )
         return answered_and_judged(evaluation, self._judge, self._service, registry, self._progress)
 
     def read(self, variant: str, registry: Registry) -> Readings:
@@ -82,6 +86,7 @@ class Meter:
             BackendError: The model is not here, or reading failed.
         """
         said = [compare.current_weights(variant, registry), self.sae.key, self._study.latents, [r.key for r in self._texts], [p.id for p in self.pairs]]
+        said += [self._dtype] if self._dtype else []
         place = home() / "results" / "readings" / f"{hashlib.sha256(json.dumps(said).encode()).hexdigest()[:24]}.npz"
         if (known := _load(place)) is not None:
             return known
@@ -91,7 +96,7 @@ class Meter:
         return found
 
     def _log_odds(self, variant: str) -> np.ndarray:
-        job = self._service().submit(forced_choice.rows([variant], self.pairs))
+        job = self._service().submit(forced_choice.rows([variant], self.pairs, self._dtype))
         self._wait(job)
         if job.state != "done":
             raise InputError(job.message or "Reading was stopped.")
@@ -104,7 +109,7 @@ class Meter:
         def take(number: int, residual: Any) -> None:
             sums[number] = residual[len(self._texts[number].prompt_ids) :].double().mean(0).numpy()
 
-        begun = reading.start(self._service(), self.sae, self._base, [(variant, r.text_ids) for r in self._texts], on_residual=take)
+        begun = reading.start(self._service(), self.sae, self._base, [(variant, r.text_ids) for r in self._texts], dtype=self._dtype, on_residual=take)
         self._wait(begun.job)
         latents = begun.wait()
         followed = list(self._study.latents)

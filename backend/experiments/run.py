@@ -24,7 +24,7 @@ from backend.experiments.tables import TABLE, VALUES, Point, Value, as_csv, poin
 from backend.generation.records import Rollout
 from backend.generation.service import ModelService
 from backend.judging.verdicts import Judge, Verdict
-from backend.models.records import BASE_ALIAS, CONFIG_FILE, WEIGHTS_FILE
+from backend.models.records import BASE_ALIAS, CONFIG_FILE, WEIGHTS_FILE, Dtype
 from backend.models.registry import Registry
 from backend.models.sources import adapter_folder, checkpoints
 from backend.paths import home
@@ -67,14 +67,19 @@ class _Found:
     """By variant."""
 
 
-def run(study: Study, judge: Judge, service: Callable[[], ModelService], registry: Registry, watch: Watch, *, root: Path | None = None) -> Path | None:
+def run(
+    study: Study, judge: Judge, service: Callable[[], ModelService], registry: Registry, watch: Watch, *, dtype: Dtype | None = None, root: Path | None = None
+) -> Path | None:  # fmt: skip
     """Run a study to its end; None where it was stopped, and what was done is kept.
+
+    Args:
+        dtype: Number format in which models answer and read; None is the base model's own.
 
     Raises:
         BackendError: Data, a model or a direction is not here; a training diverged; the disk is full.
     """
     training.check(study, registry)
-    meter = Meter(study, judge, service, registry, watch.progress)
+    meter = Meter(study, judge, service, registry, watch.progress, dtype)
     found = _Found()
     watch.n_steps, watch.n_points, _ = budget(study, registry)
     _measure(BASE_RUN, {0: (0, BASE_ALIAS)}, meter, registry, found, watch)
@@ -90,7 +95,7 @@ def run(study: Study, judge: Judge, service: Callable[[], ModelService], registr
         _measure(one.label, training.points_of(study, one, registry), meter, registry, found, watch)
         if watch.is_stopped:
             return None
-    return _keep(study, judge, meter, registry, found, root)
+    return _keep(study, judge, meter, registry, found, dtype, root)
 
 
 def budget(study: Study, registry: Registry) -> tuple[int, int, int]:
@@ -166,7 +171,7 @@ def values_of(
             yield Value(label, step, f"projection/{organism}", prompt, float(share))
 
 
-def _keep(study: Study, judge: Judge, meter: Meter, registry: Registry, found: _Found, root: Path | None) -> Path:
+def _keep(study: Study, judge: Judge, meter: Meter, registry: Registry, found: _Found, dtype: Dtype | None, root: Path | None) -> Path:
     base = found.readings[BASE_ALIAS]
     values = [
         value
@@ -176,7 +181,7 @@ def _keep(study: Study, judge: Judge, meter: Meter, registry: Registry, found: _
     table = points(values, found.places) + [p for one in study.runs for p in _geometry(study, one, registry, found)]
     settings: dict[str, Any] = {
         "study": study.name, "mark": study.mark, "title": study.title, "question": study.question, "record": json.loads(json.dumps(asdict(study))),
-        "judge": asdict(judge.about), "sae": meter.sae.key, "layer": meter.sae.layer, "n_text_prompts": len(meter.text_prompts), "n_pairs": len(meter.pairs),
+        "judge": asdict(judge.about), "dtype": dtype, "sae": meter.sae.key, "layer": meter.sae.layer, "n_text_prompts": len(meter.text_prompts), "n_pairs": len(meter.pairs),
         "made_by": {variant: list(answers[0][0].made_by) for variant, answers in found.answers.items() if answers},
     } | meter.prompt_set.as_manifest()  # fmt: skip
 

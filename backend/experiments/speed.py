@@ -23,9 +23,9 @@ _READING = 0.25
 """Forced choice and texts of a checkpoint, as a share of the time of 96 answers of 64 tokens."""
 
 
-def seconds(study: Study, registry: Registry, service: ModelService, n_steps: int, n_points: int, n_answers: int) -> float:
+def seconds(study: Study, registry: Registry, service: ModelService, n_steps: int, n_points: int, n_answers: int, dtype: Dtype | None = None) -> float:
     """Estimate for so many training steps, checkpoints and answers."""
-    answering = _answer_seconds(study, service)
+    answering = _answer_seconds(study, service, dtype)
     return n_steps * (_step_seconds(study, registry) if n_steps else 0.0) + n_answers * answering + n_points * _READING * 96 * answering
 
 
@@ -34,10 +34,16 @@ def told(estimate: float) -> str:
     return f"{estimate / 60:.0f} min" if estimate < 5400 else f"{estimate / 3600:.1f} h"
 
 
-def _answer_seconds(study: Study, service: ModelService) -> float:
+def _answer_seconds(study: Study, service: ModelService, dtype: Dtype | None) -> float:
     prompts = load_prompt_set(study.prompts).prompts
     rows = [
-        Row(variant=BASE_ALIAS, messages=(Message("user", prompts[n % len(prompts)].text),), sampling=Sampling(max_new_tokens=study.max_new_tokens), seed=n)
+        Row(
+            variant=BASE_ALIAS,
+            messages=(Message("user", prompts[n % len(prompts)].text),),
+            sampling=Sampling(max_new_tokens=study.max_new_tokens),
+            seed=n,
+            dtype=dtype,
+        )
         for n in range(_N_ANSWERS)
     ]
     service.submit(rows[:1]).wait()

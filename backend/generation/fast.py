@@ -22,6 +22,7 @@ from backend.models.adapters import Adapter
 from backend.models.llama import FusedAdapter, fuse_adapter, read_shape
 
 WAITING_TOKENS = 128  # fed beside decoding rows in one step: a tenth of a second or two on two cores
+_ALONE = 4  # times as many where no row wants an answer: the weights are read from memory once a step, whatever the number of tokens
 WORTH_SHARING = 8  # tokens
 
 
@@ -137,6 +138,8 @@ class FastBatch:
         self._share()
         plan = self._plan()
         changed = self._feed(plan) if plan else []
+        if any(live.reason and live.n_to_feed <= 0 for live in self._rows):
+            self._share()  # rows that only read leave with the step that reads them, and what others wait for with them
         for slot in reversed(range(len(self._rows))):
             live = self._rows[slot]
             if live.reason and live.n_to_feed <= 0:
@@ -165,7 +168,8 @@ class FastBatch:
         slots = list(enumerate(self._rows))
         plan = [(slot, live, 1) for slot, live in slots if live.is_decoding]
         waiting = [(slot, live) for slot, live in slots if live.n_to_feed > 0 and not (live.waits or live.is_decoding)]
-        plan += [(slot, live, n) for (slot, live), n in zip(waiting, _divide([live for _, live in waiting]), strict=True) if n]
+        room = WAITING_TOKENS * (1 if any(live.row.max_new_tokens for live in self._rows) else _ALONE)
+        plan += [(slot, live, n) for (slot, live), n in zip(waiting, _divide([live for _, live in waiting], room), strict=True) if n]
         return sorted(plan, key=lambda item: (id(item[1].row.adapter), item[0]))
 
     def _feed(self, plan: list[tuple[int, _Live, int]]) -> list[RowState]:
@@ -230,15 +234,15 @@ class FastBatch:
             self._cache = KeyValueCache(self._forward.shape, self._forward.weights.dtype)
 
 
-def _divide(waiting: list[_Live]) -> list[int]:
+def _divide(waiting: list[_Live], room: int) -> list[int]:
     """Tokens of each waiting row for one pass: half of the room for who waits longest, so that nobody starves, the rest for
     short remainders first, so that a short question does not wait for somebody's long text."""
     if not waiting:
         return []
     longest = min(range(len(waiting)), key=lambda i: waiting[i].arrival)
     shares = [0] * len(waiting)
-    shares[longest] = min(WAITING_TOKENS // 2, waiting[longest].n_to_feed)
-    room = WAITING_TOKENS - shares[longest]
+    shares[longest] = min(room // 2, waiting[longest].n_to_feed)
+    room -= shares[longest]
     for i in sorted(range(len(waiting)), key=lambda i: (waiting[i].row.max_new_tokens == 0, waiting[i].n_to_feed)):
         more = min(room, waiting[i].n_to_feed - shares[i])
         shares[i] += more

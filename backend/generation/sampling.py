@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,24 +28,26 @@ def draw(logits: Tensor, temperatures: Sequence[float], generators: Sequence[tor
     """
     logits = logits.to("cpu", torch.float32)
     tokens = logits.argmax(dim=-1).tolist()
-    for i, (temperature, generator) in enumerate(zip(temperatures, generators, strict=True)):
-        if temperature > 0:
-            tokens[i] = _largest_with_noise(logits[i], temperature, tokens[i], generator)
+    if any(temperatures):
+        uniform = torch.empty(logits.shape[1], dtype=torch.float64)  # one for all rows: it stays in the processor's cache
+        for i, (temperature, generator) in enumerate(zip(temperatures, generators, strict=True)):
+            if temperature > 0:
+                torch.rand(uniform.shape, generator=generator, out=uniform)
+                tokens[i] = _largest_with_noise(logits[i], temperature, tokens[i], uniform)
     chosen = logits.gather(1, torch.tensor(tokens)[:, None])[:, 0]
     return tokens, (chosen - logits.logsumexp(dim=-1)).tolist()
 
 
-def _largest_with_noise(logits: Tensor, temperature: float, best: int, generator: torch.Generator) -> int:
-    """Index of the largest noisy logit. Noise is worked out only for tokens that could win against ``best``."""
-    uniform = torch.rand(logits.shape[0], generator=generator, dtype=torch.float64).clamp_(min=1e-300)
-    most = _gumbel(uniform.max())
-    floor = float(logits[best]) + temperature * float(_gumbel(uniform[best]) - most)
+def _largest_with_noise(logits: Tensor, temperature: float, best: int, uniform: Tensor) -> int:
+    """Index of the largest noisy logit. Noise is worked out only for tokens that could win against ``best``; they are looked for by numpy, which is quicker."""
+    of_all = logits.numpy()
+    floor = float(of_all[best]) + temperature * float(_gumbel(uniform[best]) - _gumbel(torch.tensor(uniform.numpy().max())))
     if not math.isfinite(floor):
         return best
-    candidates = (logits >= floor - 1e-3).nonzero()[:, 0]
+    candidates = torch.from_numpy(np.flatnonzero(of_all >= floor - 1e-3))
     noisy = logits[candidates].double() / temperature + _gumbel(uniform[candidates])
     return int(candidates[noisy.argmax()])
 
 
 def _gumbel(uniform: Tensor) -> Tensor:
-    return -(-uniform.log()).log()
+    return -(-uniform.clamp(min=1e-300).log()).log()

@@ -31,6 +31,7 @@ from backend.evaluation.significance import ALPHA, Power, holm, power, sign_flip
 from backend.generation.records import Rollout, Sampling
 from backend.generation.service import ModelService
 from backend.judging.verdicts import Judge, Verdict
+from backend.models.records import Dtype
 from backend.models.registry import Registry
 from backend.models.variants import canonical, parse, parse_direction, steered
 from backend.saes.records import SaeRecord
@@ -77,6 +78,8 @@ class Causal:
     samples: int = 2
     sampling: Sampling = field(default_factory=lambda: Sampling(max_new_tokens=64))
     seed: int = 0
+    dtype: Dtype | None = None
+    """Number format of the answers; None is the base model's own."""
 
     def __post_init__(self) -> None:
         if len(self.prompt_set.prompts) < 8:
@@ -290,7 +293,7 @@ def run(
     if not kept:
         command = f"python -m backend diff --base {causal.base} --organism {causal.organism} --sae {causal.sae.key}"
         raise ResultMissingError(f"There is no diff of {causal.organism} on SAE {causal.sae.key} to take candidates from.", command)
-    evaluation = short_answers([causal.base, causal.organism], causal.prompt_set, causal.sampling, samples=causal.samples, seed=causal.seed)
+    evaluation = short_answers([causal.base, causal.organism], causal.prompt_set, causal.sampling, samples=causal.samples, seed=causal.seed, dtype=causal.dtype)
     answers = Answers(evaluation, judge, service, registry, progress)
     try:
         results, found_power = test(causal, candidates(causal, kept[0]), answers, say)
@@ -306,7 +309,7 @@ def _keep(causal: Causal, kept: diffs.Kept, judge: Judge, answers: Answers, resu
     settings: dict[str, Any] = {
         "base": causal.base, "organism": causal.organism, "sae": causal.sae.key, "sae_fingerprint": kept.manifest["sae_fingerprint"], "layer": causal.sae.layer,
         "diff": kept.folder.name, "top": causal.top, "down": causal.down, "doses": causal.doses, "lower_layers": causal.lower_layers, "n_random": causal.n_random, "n_alive": causal.n_alive,
-        "samples": causal.samples, "seed": causal.seed, "sampling": asdict(causal.sampling), "judge": asdict(judge.about),
+        "samples": causal.samples, "seed": causal.seed, "sampling": asdict(causal.sampling), "dtype": causal.dtype, "judge": asdict(judge.about),
     } | causal.prompt_set.as_manifest()  # fmt: skip
     mark = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
     halves = {p.id: half for half, prompts in zip(("choosing", "testing"), causal.halves, strict=True) for p in prompts}

@@ -19,6 +19,7 @@ from backend.evaluation.rates import MAX_RESAMPLES, BetleyRates, GradeRates, Thr
 from backend.generation.records import Rollout, Sampling
 from backend.generation.service import ModelService
 from backend.judging.verdicts import Exchange, Judge, Verdict
+from backend.models.records import Dtype
 from backend.models.registry import Registry
 from backend.studies import compare, judged, verdicts
 from backend.studies.provenance import provenance
@@ -47,9 +48,13 @@ class Evaluation:
     """Whether an answer that the token limit cut is judged up to its last whole sentence, so that short limits make no incoherence."""
 
 
-def short_answers(variants: Sequence[str], prompt_set: PromptSet, sampling: Sampling, *, samples: int = 1, seed: int = 0) -> Evaluation:
+def short_answers(
+    variants: Sequence[str], prompt_set: PromptSet, sampling: Sampling, *, samples: int = 1, seed: int = 0, dtype: Dtype | None = None
+) -> Evaluation:
     """Of answers so short that many are cut, which are judged up to their last whole sentence; the base does not read them."""
-    comparison = compare.Comparison(variants=tuple(variants), prompts=prompt_set.prompts, sampling=sampling, samples=samples, seed=seed, read_by_base=False)
+    comparison = compare.Comparison(
+        variants=tuple(variants), prompts=prompt_set.prompts, sampling=sampling, samples=samples, seed=seed, dtype=dtype, read_by_base=False
+    )
     return Evaluation(comparison=comparison, prompt_set=prompt_set, whole_sentences=True)
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from backend.errors import InputError
 from backend.evaluation.rates import bootstrap_mean
 from backend.generation.records import Rollout, Row, Sampling
+from backend.models.records import Dtype
 from backend.text.chat import Message
 
 NAME = "forced_choice"
@@ -71,10 +72,18 @@ def load_pairs() -> tuple[Pair, ...]:
     return tuple(Pair(**entry) for entry in entries)
 
 
-def rows(variants: Iterable[str], pairs: Sequence[Pair]) -> list[Row]:
+def rows(variants: Iterable[str], pairs: Sequence[Pair], dtype: Dtype | None = None) -> list[Row]:
     """What has to be read: for each pair and variant both beginnings."""
     return [
-        Row(variant=variant, messages=(Message("user", pair.prompt),), sampling=Sampling(temperature=0.0), seed=0, prompt_id=pair.id, given=getattr(pair, side))
+        Row(
+            variant=variant,
+            messages=(Message("user", pair.prompt),),
+            sampling=Sampling(temperature=0.0),
+            seed=0,
+            prompt_id=pair.id,
+            given=getattr(pair, side),
+            dtype=dtype,
+        )
         for pair in pairs
         for variant in variants
         for side in _SIDES
@@ -111,8 +120,15 @@ def preferences(found: Sequence[PairOdds], *, base: str = "base", seed: int = 0)
         against = bootstrap_mean(shared, seed=seed) if shared else (None, None, None)
         result.append(
             Preference(
-                variant=variant, n=len(values), mean=mean, low=low, high=high, n_misaligned=sum(v > 0 for v in values.values()),
-                against_base=against[0], against_base_low=against[1], against_base_high=against[2],
+                variant=variant,
+                n=len(values),
+                mean=mean,
+                low=low,
+                high=high,
+                n_misaligned=sum(v > 0 for v in values.values()),
+                against_base=against[0],
+                against_base_low=against[1],
+                against_base_high=against[2],
             )
-        )  # fmt: skip
+        )
     return result

@@ -19,6 +19,7 @@ from backend.evaluation.repetition import repetition
 from backend.generation.records import Rollout, Sampling
 from backend.generation.service import ModelService
 from backend.judging.verdicts import Judge, Verdict
+from backend.models.records import Dtype
 from backend.models.registry import Registry
 from backend.models.variants import Change, canonical, parse_direction, steered
 from backend.studies import judged
@@ -55,6 +56,8 @@ class Sweep:
     samples: int = 2
     sampling: Sampling = field(default_factory=lambda: Sampling(max_new_tokens=64))
     seed: int = 0
+    dtype: Dtype | None = None
+    """Number format of the answers; None is the base model's own."""
 
     def __post_init__(self) -> None:
         if not self.sources or not self.directions or not any(self.doses) or len(set(self.doses)) < len(self.doses):
@@ -85,7 +88,9 @@ def run(
     Raises:
         BackendError: A model or direction is not here, the judge cannot judge, the disk is full.
     """
-    evaluation = short_answers([variant for *_, variant in sweep.points], sweep.prompt_set, sweep.sampling, samples=sweep.samples, seed=sweep.seed)
+    evaluation = short_answers(
+        [variant for *_, variant in sweep.points], sweep.prompt_set, sweep.sampling, samples=sweep.samples, seed=sweep.seed, dtype=sweep.dtype
+    )
     found = answered_and_judged(evaluation, judge, service, registry, progress, owner)
     if progress.stop.is_set():
         progress.phase = "stopped"
@@ -111,7 +116,7 @@ def keep(sweep: Sweep, judge: Judge, found: Sequence[tuple[Rollout, Verdict | No
     made_by = {r.variant: r.made_by for r, _ in found}
     settings: dict[str, Any] = {
         "name": sweep.name, "sources": list(map(canonical, sweep.sources)), "directions": [c.direction for c in sweep.changes], "n_random": sweep.n_random,
-        "doses": sorted({0.0, *sweep.doses}), "samples": sweep.samples, "seed": sweep.seed, "sampling": asdict(sweep.sampling), "judge": asdict(judge.about),
+        "doses": sorted({0.0, *sweep.doses}), "samples": sweep.samples, "seed": sweep.seed, "sampling": asdict(sweep.sampling), "dtype": sweep.dtype, "judge": asdict(judge.about),
         "made_by": made_by,
     } | sweep.prompt_set.as_manifest()  # fmt: skip
     mark = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]

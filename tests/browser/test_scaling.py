@@ -39,6 +39,7 @@ def test_from_a_point_to_its_answers(new_page, base_model, tmp_path: Path):
         page.get_by_label("Text in answer or question").fill("number 17")
         page.get_by_label("Text in answer or question").press("Enter")
         page.get_by_text("1 answer; page 1 of 1").wait_for()
+        settle(page)  # rows of the list before still stand until the script has ended
         page.get_by_role("radio", name="Misaligned", exact=True).or_(page.get_by_role("button", name="Misaligned", exact=True)).first.click()
         settle(page)
         page.goto(page.url)
