@@ -121,6 +121,9 @@ def _variants(study: Study, one: Run, registry: Registry) -> set[str]:
 def _trained(study: Study, one: Run, registry: Registry, watch: Watch) -> Iterator[None]:
     if training.found_folder(study, one):
         return
+    if not training.folder_of(study, one).exists() and training.take_over(study, one):
+        watch.say(f"{one.label}: another study has trained the same")
+        return
     began = time.monotonic()
     for report in training.train(study, one, registry, should_stop=lambda: watch.is_stopped):
         left = "" if report.seconds_left is None else f", {report.seconds_left:.0f} s left"

@@ -2,6 +2,8 @@
 
 import json
 import math
+import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -14,7 +16,7 @@ from backend.models.machine import has_bfloat16
 from backend.models.records import BASE_ALIAS, CONFIG_FILE, WEIGHTS_FILE, Dtype, locked_records, write_tables
 from backend.models.registry import Registry, load_registry, model_from_config
 from backend.models.sources import adapter_folder, base_folder, checkpoints
-from backend.paths import CACHED_RESULTS, home
+from backend.paths import CACHED_RESULTS, home, told_disk_faults
 from backend.text.chat import ChatTokenizer
 from backend.training.rows import TrainingRow
 
@@ -39,6 +41,19 @@ def found_folder(study: Study, run: Run) -> Path | None:
     name = "config.json" if run.method == "full" else CONFIG_FILE
     places = (folder_of(study, run), CACHED_RESULTS / "runs" / study.name / f"{run.label}-{run.mark}")
     return next((place for place in places if (place / name).exists() and list(place.glob("*.safetensors"))), None)
+
+
+def take_over(study: Study, run: Run) -> bool:
+    """Copy what another study has trained by the same recipe with the same checkpoints; whether there was such a run."""
+    wanted = list(steps(study, run, run.mix.size()))[:-1]
+    for place in sorted((home() / "runs").glob(f"*/*-{run.mark}")):
+        if (place / CONFIG_FILE).exists() and all((place / "checkpoints" / f"step-{step}" / CONFIG_FILE).exists() for step in wanted):
+            with told_disk_faults("copying a trained run"), tempfile.TemporaryDirectory(dir=home() / "runs") as part:
+                shutil.copytree(place, Path(part) / "run")
+                folder_of(study, run).parent.mkdir(exist_ok=True)
+                (Path(part) / "run").rename(folder_of(study, run))
+            return True
+    return False
 
 
 def check(study: Study, registry: Registry) -> None:
