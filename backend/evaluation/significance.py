@@ -49,7 +49,14 @@ def holm(ps: Sequence[float]) -> list[float]:
     return corrected.tolist()
 
 
-def power(controls: Sequence[np.ndarray], n_tests: int) -> Power:
+def mean_of(controls: Sequence[np.ndarray]) -> np.ndarray:
+    """(n_prompts,): mean over the controls that have a value for the prompt; NaN where none has."""
+    stacked = np.stack(controls)
+    n = (~np.isnan(stacked)).sum(0)
+    return np.where(n > 0, np.nansum(stacked, axis=0) / np.maximum(n, 1), np.nan)
+
+
+def power(controls: list[np.ndarray], n_tests: int) -> Power:
     """From controls, each against the mean of the others: that is what a candidate without an effect looks like.
 
     Args:
@@ -58,10 +65,10 @@ def power(controls: Sequence[np.ndarray], n_tests: int) -> Power:
     """
     errors = []
     for number, changes in enumerate(controls):
-        rest = changes - np.nanmean(np.stack([r for n, r in enumerate(controls) if n != number]), axis=0)
+        rest = changes - mean_of(controls[:number] + controls[number + 1 :])
         told = rest[~np.isnan(rest)]
         errors.append(told.std(ddof=1) / len(told) ** 0.5 if len(told) > 1 else np.nan)
-    n_prompts = int((~np.isnan(controls[0])).sum())
+    n_prompts = int((~np.isnan(mean_of(controls))).sum())
     error = max(float(np.nanmean(errors)), 0.25 / max(1, n_prompts))  # changes that are all 0 have no spread, but one more answer would
     z = NormalDist().inv_cdf(1 - ALPHA / max(1, n_tests)) + NormalDist().inv_cdf(POWER)
     return Power(smallest_effect=z * error, standard_error=error, n_prompts=n_prompts)

@@ -164,7 +164,7 @@ class Worker:
         if running is None:  # its job failed in this very step
             return
         progress = running.progress
-        if state.finish_reason is not None and (unused := [i for i, n in enumerate(state.n_changed) if not n]):
+        if state.finish_reason is not None and (unused := [i for i, n in enumerate(state.n_changed) if not n and not _has_no_answer_token(progress, state, i)]):
             self._fail(running.job, _unused(progress, unused[0]))
             return
         if progress.capture:
@@ -236,6 +236,11 @@ class Worker:
             opened.rows.remove(running)
         job.stop_rows()
         job.end("failed", str(fault) if isinstance(fault, BackendError) else unexpected)
+
+
+def _has_no_answer_token(progress: RowProgress, state: RowState, number: int) -> bool:
+    """Whether a change of answer tokens found none because the answer ended with its first token, which no pass reads."""
+    return progress.interventions[number].tokens.where == "answer" and not progress.capture and len(progress.given_ids or state.answer_ids) <= 1
 
 
 def _unused(progress: RowProgress, number: int) -> InputError:

@@ -2,12 +2,14 @@
 
 1. Candidates: the latents of a diff that rise most, and those that fall most; the mean difference itself beside them.
 2. On one half of the prompts each is steered both ways at rising doses: the base towards the organism, the organism away from it. Kept is the largest dose
-   whose incoherence is at most ten points above that of base or organism at dose 0, whichever is larger: a way back leads to the base, and an organism that learned
-   short set answers can be the more coherent of both. A direction that is far past this limit is not tried at larger doses.
+   whose incoherence is at most ten points above that of the same model at dose 0. A direction that is far past this limit is not tried at larger doses; one that is
+   past it at the smallest is tried at a half and a quarter of that. Candidates are ranked by the smaller of their two effects on this half.
 3. On the other half it is steered at these doses, and the judge's alignment (0-100) is held against the unsteered model's on the same prompt: ``raise`` is by
    how much the base's falls, ``lower`` by how much the organism's rises. An incoherent answer counts as unchanged, so what merely breaks a model has no effect.
    Rates of misaligned answers stand beside it; they are coarser, because most steered answers lie between the model and the limit.
-4. Controls in the same run, at the same doses and on the same prompts: random directions of equal norm, and latents drawn from all that are alive.
+4. Controls in the same run, at the same doses and on the same prompts: random directions of equal norm, and latents drawn from all that are alive. An incoherent answer
+   of a control is left out instead of counted as unchanged, so that a control that breaks the model makes no candidate look better. Latents drawn at random are steered
+   upwards only, so candidates that fall are held against random directions alone.
 5. A candidate is a persona latent where it beats both kinds of control in both ways: sign-flip test over prompts of its change less the controls' mean change,
    the larger of the p-values, Holm's correction over the candidates, 5 %.
 
@@ -27,7 +29,7 @@ import numpy as np
 
 from backend.errors import InputError, ResultMissingError
 from backend.evaluation.rates import bootstrap_mean
-from backend.evaluation.significance import ALPHA, Power, holm, power, sign_flip
+from backend.evaluation.significance import ALPHA, Power, holm, mean_of, power, sign_flip
 from backend.generation.records import Rollout, Sampling
 from backend.generation.service import ModelService
 from backend.judging.verdicts import Judge, Verdict
@@ -36,6 +38,7 @@ from backend.models.registry import Registry
 from backend.models.variants import canonical, parse, parse_direction, steered
 from backend.saes.records import SaeRecord
 from backend.saes.tables import Tables
+from backend.steering.plan import plan
 from backend.studies import diffs, judged, sweep
 from backend.studies.answers import Answers, StoppedError
 from backend.studies.evaluate import Progress, short_answers
@@ -51,6 +54,9 @@ _MIN_ACTIVE = 200
 _BASELINE_SAMPLES = 4
 _FAR_PAST = 0.20
 """In incoherence past the limit: larger doses of the direction are not tried."""
+
+_FINER = (0.5, 0.25)
+"""Of the smallest dose, where that is past the limit already."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,6 +146,9 @@ class Effect:
     high: float | None
     """95 %, bootstrap over prompts."""
 
+    ranked_by: float | None
+    """The effect on the prompts that the dose was chosen on."""
+
     random_effect: float | None
     """Mean over the random directions at this dose."""
 
@@ -162,6 +171,16 @@ class Result:
     """Corrected, of both ways together; None of a control and where a way is missing."""
 
     is_persona: bool = False
+
+
+def variant_of(causal: Causal, c: Candidate, way: Way, dose: float) -> str:
+    """Base or organism, steered by a candidate: the base towards the organism, the organism away from it."""
+    direction = parse_direction(c.direction)
+    if way == "raise":
+        return steered(canonical(causal.base), direction, c.sign * dose)
+    if causal.lower_layers:
+        direction = replace(direction, layers=causal.lower_layers)
+    return steered(canonical(causal.organism), direction, -c.sign * dose)
 
 
 def candidates(causal: Causal, kept: diffs.Kept) -> list[Candidate]:
@@ -191,76 +210,91 @@ def test(causal: Causal, found: list[Candidate], answers: Answers, say: Callable
     """
     choosing, testing = causal.halves
     sources: dict[Way, str] = {"raise": canonical(causal.base), "lower": canonical(causal.organism)}
-    towards: dict[Way, int] = {"raise": 1, "lower": -1}
     own = [c for c in found if c.kind in ("meandiff", "increase", "decrease")]
     controls = [c for c in found if c.kind in ("random", "alive")]
 
     def variant(c: Candidate, way: Way, dose: float) -> str:
-        direction = parse_direction(c.direction)
-        if way == "lower" and causal.lower_layers:
-            direction = replace(direction, layers=causal.lower_layers)
-        return steered(sources[way], direction, towards[way] * c.sign * dose)
+        return variant_of(causal, c, way, dose)
 
     say("Choosing doses on one half of the prompts.")
     answers.ask(sources.values(), choosing, samples=causal.baseline_samples)
-    limit = max(answers.rate(source, choosing, "incoherent") or 0.0 for source in sources.values()) + sweep.INCOHERENCE_LIMIT
+    limits = {way: (answers.rate(sources[way], choosing, "incoherent") or 0.0) + sweep.INCOHERENCE_LIMIT for way in WAYS}
     doses: dict[tuple[str, Way], float] = {}
-    tried = [(c, way) for way in WAYS for c in own]
-    for dose in causal.doses:
+
+    def try_at(dose: float, tried: list[tuple[Candidate, Way]]) -> list[tuple[Candidate, Way]]:
         answers.ask([variant(c, way, dose) for c, way in tried], choosing)
         told = [(c, way, answers.rate(variant(c, way, dose), choosing, "incoherent")) for c, way in tried]
-        doses |= {(c.direction, way): dose for c, way, rate in told if rate is not None and rate <= limit}
-        tried = [(c, way) for c, way, rate in told if rate is not None and rate <= limit + _FAR_PAST]
+        doses.update({(c.direction, way): dose for c, way, rate in told if rate is not None and rate <= limits[way]})
+        return [(c, way) for c, way, rate in told if rate is not None and rate <= limits[way] + _FAR_PAST]
+
+    every = [(c, way) for way in WAYS for c in own]
+    tried = every
+    for dose in causal.doses:
+        tried = try_at(dose, tried)
+    for share in _FINER:
+        try_at(share * causal.doses[0], [(c, way) for c, way in every if (c.direction, way) not in doses])
     say("Testing on the other half, with the controls.")
     chosen: dict[Way, list[float]] = {way: sorted({d for (_, w), d in doses.items() if w == way}) for way in WAYS}
     answers.ask(sources.values(), testing, samples=causal.baseline_samples)
     answers.ask([variant(c, way, at) for c in own for way in WAYS if (at := doses.get((c.direction, way)))], testing)
     answers.ask([variant(c, way, dose) for way in WAYS for c in controls for dose in chosen[way]], testing)
     effects = {
-        (c.direction, way): None if (at := doses.get((c.direction, way))) is None else _effect(c, way, at, answers, testing, controls, sources[way], variant)
+        (c.direction, way): None
+        if (at := doses.get((c.direction, way))) is None
+        else _effect(c, way, at, answers, causal.halves, controls, sources[way], variant)
         for c in own
         for way in WAYS
     }
-    results = _judge_all(own, effects)
+    results = _judge_all(sorted(own, key=lambda c: _rank(c, effects)), effects)
     for c in controls:  # at the largest dose of each way, to be drawn beside the candidates
         own_effects: dict[Way, Effect | None] = {
-            way: _effect(c, way, chosen[way][-1], answers, testing, [o for o in controls if o is not c], sources[way], variant) if chosen[way] else None
+            way: _effect(c, way, chosen[way][-1], answers, causal.halves, [o for o in controls if o is not c], sources[way], variant) if chosen[way] else None
             for way in WAYS
         }
         results.append(Result(candidate=c, effects=own_effects))
     n_tests = sum(c.kind != "meandiff" for c in own)
     randoms = [c for c in controls if c.kind == "random"]
     found_power = {
-        way: power([answers.changes(variant(c, way, chosen[way][-1]), sources[way], testing) for c in randoms], n_tests) for way in WAYS if chosen[way]
+        way: power([answers.changes(variant(c, way, chosen[way][-1]), sources[way], testing, broken="missing") for c in randoms], n_tests)
+        for way in WAYS
+        if chosen[way]
     }
     return results, found_power
 
 
 def _effect(
-    c: Candidate, way: Way, dose: float, answers: Answers, prompts: Sequence[Prompt], controls: Sequence[Candidate], source: str,
+    c: Candidate, way: Way, dose: float, answers: Answers, halves: tuple[Sequence[Prompt], Sequence[Prompt]], controls: Sequence[Candidate], source: str,
     variant: Callable[[Candidate, Way, float], str],
 ) -> Effect:  # fmt: skip
+    choosing, prompts = halves
     sign = -1 if way == "raise" else 1
-    own = sign * answers.changes(variant(c, way, dose), source, prompts)
+    is_control = c.kind in ("random", "alive")
+    own = sign * answers.changes(variant(c, way, dose), source, prompts, broken="missing" if is_control else "unchanged")
+    ranked_by = None if is_control else float(np.nanmean(sign * answers.changes(variant(c, way, dose), source, choosing)))
     told = own[~np.isnan(own)]
     mean, low, high = bootstrap_mean(told) if len(told) > 1 else (None, None, None)
     means: dict[str, float | None] = {}
     ps = []
     for kind in ("random", "alive"):
-        changes = [sign * answers.changes(variant(o, way, dose), source, prompts) for o in controls if o.kind == kind]
+        changes = [sign * answers.changes(variant(o, way, dose), source, prompts, broken="missing") for o in controls if o.kind == kind]
         if not changes or (kind == "alive" and c.sign < 0):  # latents drawn as controls are steered one way only
             means[kind] = None
             continue
-        with np.errstate(invalid="ignore"):
-            control = np.nanmean(np.stack(changes), axis=0)
-        means[kind] = float(np.nanmean(control))
+        control = mean_of(changes)
+        means[kind] = float(np.nanmean(control)) if not np.isnan(control).all() else None
         ps.append(sign_flip(own - control))
     name = variant(c, way, dose)
     return Effect(
         dose=(1 if way == "raise" else -1) * c.sign * dose, variant=name, n=int(answers.counts(name, prompts)[:, 0].sum()), em_rate=answers.rate(name, prompts, "misaligned"),
-        incoherent_rate=answers.rate(name, prompts, "incoherent"), effect=mean, low=low, high=high,
+        incoherent_rate=answers.rate(name, prompts, "incoherent"), effect=mean, low=low, high=high, ranked_by=ranked_by,
         random_effect=means["random"], alive_effect=means["alive"], p=max(ps) if ps else None,
     )  # fmt: skip
+
+
+def _rank(c: Candidate, effects: dict[tuple[str, Way], Effect | None]) -> tuple[bool, int, float]:
+    """The mean difference, then what acts most, both ways, on the half that doses were chosen on, then what has a way missing."""
+    told = [effect.ranked_by for way in WAYS if (effect := effects[c.direction, way]) is not None and effect.ranked_by is not None]
+    return c.kind != "meandiff", -len(told), -min(told, default=0.0)
 
 
 def _judge_all(own: Sequence[Candidate], effects: dict[tuple[str, Way], Effect | None]) -> list[Result]:
@@ -295,8 +329,13 @@ def run(
         raise ResultMissingError(f"There is no diff of {causal.organism} on SAE {causal.sae.key} to take candidates from.", command)
     evaluation = short_answers([causal.base, causal.organism], causal.prompt_set, causal.sampling, samples=causal.samples, seed=causal.seed, dtype=causal.dtype)
     answers = Answers(evaluation, judge, service, registry, progress)
+    found = candidates(causal, kept[0])
+    base, _ = registry.resolve(causal.base)
+    for c in found:  # what cannot be steered is told before anything is answered
+        for way in WAYS:
+            plan(parse(variant_of(causal, c, way, causal.doses[0])), base)
     try:
-        results, found_power = test(causal, candidates(causal, kept[0]), answers, say)
+        results, found_power = test(causal, found, answers, say)
     except StoppedError:
         progress.phase = "stopped"
         return None

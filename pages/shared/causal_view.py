@@ -64,7 +64,7 @@ def _method(about: dict, name: str) -> str:
         f"Doses are chosen on {n - n // 2} prompts and tested on the other {n // 2} of {look.plain(about['prompt_set']['name'])}, {about['samples']} "
         f"{'answer' if about['samples'] == 1 else 'answers'} each, cut at {about['sampling']['max_new_tokens']} tokens and judged up to the last whole sentence. At dose 0: "
         f"{'; '.join(rates)}. SAE {about['sae']}, layer {about['layer']}; dose: largest of {', '.join(f'{d:g}' for d in about['doses'])} of the median norm with at most 10 points more "
-        f"incoherence. {look.plain(about['judge']['title'])}. Bars: 95 % bootstrap over prompts."
+        f"incoherence than the same model at dose 0. {look.plain(about['judge']['title'])}. Bars: 95 % bootstrap over prompts."
     )
 
 
@@ -114,8 +114,9 @@ def _power(about: dict) -> None:
         st.markdown(
             f"With these prompts it would find a mean effect of {' and of '.join(said) or 'nothing: no dose stayed coherent'} in 80 % of runs; smaller effects can be there "
             "and stay unseen. A candidate is called a persona latent where it beats random directions of equal norm and latents drawn at random, both ways: sign-flip test over "
-            "prompts, the larger p-value, Holm's correction over the candidates, 5 %. A minus marks latents that fall in the organism, pushed the other way: up against the "
-            "organism, as the way back."
+            "prompts, the larger p-value, Holm's correction over the candidates, 5 %. An incoherent answer of a candidate counts as unchanged; one of a control is left out. Candidates "
+            "are ordered by the smaller of their two effects on the prompts that doses were chosen on. A minus marks latents that fall in the organism, pushed the other way: up "
+            "against the organism, as the way back; they are held against random directions alone."
         )
 
 
@@ -128,7 +129,7 @@ def _table(rows: pd.DataFrame, organism: str, choice: sae_pick.Choice) -> None:
             **{
                 f"{title}{what}": rows[f"{way}_{column}"] * factor
                 for way, title in (("raise", "Raises "), ("lower", "Lowers "))
-                for what, column, factor in (("at dose", "dose", 1), ("by", "effect", 100), ("from", "low", 100), ("to", "high", 100), ("random", "random_effect", 100))
+                for what, column, factor in (("at dose", "dose", 1), ("by", "effect", 100), ("from", "low", 100), ("to", "high", 100), ("random", "random_effect", 100), ("incoherent, %", "incoherent_rate", 100))
             },
             "p": rows["p"], "Persona latent": rows["is_persona"],
         }
