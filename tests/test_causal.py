@@ -126,6 +126,9 @@ def test_a_dose_is_chosen_within_the_limit_of_incoherence_and_on_the_other_half(
     assert (effects["lower"].dose, effects["lower"].variant) == (-0.2, "organism+latent/0:-0.2")
     assert results["latent/1"].effects == {"raise": None, "lower": None}
     assert results["latent/1"].p is None
+    fine = planted({"0": 1.0}, breaks={"0": 0.03})[0]["latent/0"].effects["raise"]
+    assert fine is not None
+    assert fine.dose == 0.025, "half of the smallest where that is past the limit"
     assert results["latent/9"].effects["raise"].dose == -0.4, "what falls is pushed the other way"
     choosing, testing = asked().halves
     assert not {p.id for p in choosing} & {p.id for p in testing}
@@ -142,6 +145,48 @@ def test_effects_are_changes_of_alignment_over_prompts_and_what_breaks_has_none(
     assert effect.n == 240
     broken = planted({"0": 1.0}, breaks={"101": 0.01})[0]["random/101@16"].effects["raise"]
     assert broken.effect == pytest.approx(0.0, abs=0.03)
+
+
+def test_controls_that_break_the_model_make_no_candidate_look_better():
+    slopes = {"0": 0.8} | {str(n): 0.8 for n in range(200, 208)}  # a latent like any other latent
+    results, _ = planted(slopes, breaks={str(n): 0.3 for n in range(200, 208)})  # but the others break at this dose
+    effect = results["latent/0"].effects["raise"]
+    assert effect.alive_effect > effect.effect - 0.05, "what they still say coherently is held against it"
+    assert not results["latent/0"].is_persona
+
+
+def test_candidates_are_ranked_by_what_they_did_on_the_other_half():
+    results, _ = planted({"3": 1.0, "1": 0.5, "organism": 1.0}, breaks={"2": 0.001})
+    order = [r.candidate.latent for r in results.values() if r.candidate.kind in ("increase", "decrease")]
+    assert order[:2] == [3, 1]
+    assert order[-1] == 2, "what has no coherent dose comes last"
+    assert next(iter(results)) == "meandiff/organism@16"
+    assert results["latent/3"].effects["raise"].ranked_by == pytest.approx(0.4, abs=0.08)
+
+
+def test_each_model_has_its_own_limit_of_incoherence():
+    class Uneven(Planted):
+        def rate(self, variant, prompts, which):
+            return 0.3 if variant == "base" and which == "incoherent" else super().rate(variant, prompts, which)
+
+    test = asked()
+    found = [causal.Candidate(direction="latent/1", kind="increase", latent=1), *(causal.Candidate(direction=f"random/{n}@16", kind="random") for n in (100, 101))]
+
+    class Breaking(Uneven):
+        def rate(self, variant, prompts, which):
+            return 0.35 if "latent/1" in variant and which == "incoherent" else super().rate(variant, prompts, which)
+
+    results, _ = causal.test(test, found, Breaking(test, {}, {}, 0), lambda said: None)
+    assert results[0].effects["raise"] is not None, "five points above the base"
+    assert results[0].effects["lower"] is None, "thirty above the organism"
+
+
+def test_random_directions_change_the_stream_as_what_they_are_held_against():
+    one = sweep.Sweep(
+        name="one", sources=("base",), directions=("meandiff/reckless", "ablate=meandiff/reckless@all", "vector/mine", "clamp=latent/4133"), doses=(0.5,), n_random=2,
+        prompt_set=PROMPTS,
+    )  # fmt: skip
+    assert [c.direction for c in one.changes[4:]] == ["random/1", "random/2", "ablate=random/1@all", "ablate=random/2@all"]
 
 
 def test_the_power_that_is_told_is_the_power_there_is():

@@ -144,6 +144,21 @@ def test_rows_with_one_beginning_share_it_and_answer_as_alone(tiny):
     assert together[-1].score == pytest.approx(alone[-1].score, abs=1e-4)
 
 
+def test_rows_that_only_read_share_their_beginning_before_they_leave(tiny):
+    folder, _ = tiny
+    decoder = FastDecoder.load(folder, stop_ids=frozenset({258}), context_length=256)
+    begin = tuple(range(3, 43))
+    rows = [row((*begin, 50 + n, 60, 70), n=0, score_from=len(begin)) for n in range(12)]
+    fed: list[int] = []
+    forward = decoder._forward.residuals
+    decoder._forward.residuals = lambda pieces, cache, **more: fed.append(sum(len(p.ids) for p in pieces)) or forward(pieces, cache, **more)
+    together = decode_states(decoder, rows)
+    assert len(fed) <= 3, "the first works the beginning out, the others go on from it together"
+    assert sum(fed) < 2 * len(begin) + 12 * 3
+    alone = [decode_states(decoder, [r])[0] for r in rows]
+    assert [s.score for s in together] == pytest.approx([s.score for s in alone], abs=1e-4)
+
+
 def test_a_row_can_leave_in_the_middle_of_its_prompt(tiny, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("backend.generation.fast.WAITING_TOKENS", 16)
     decoder = FastDecoder.load(tiny[0], stop_ids=frozenset({258}), context_length=256)

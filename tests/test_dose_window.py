@@ -42,6 +42,13 @@ def kept(table: dict[tuple[str, float], tuple[int, ...]], home: Path) -> judged.
     return judged.read("sweeps", folder)
 
 
+def test_an_ablation_is_held_against_ablated_random_directions(tmp_path: Path):
+    table = {("", 0.0): (2, 0), ("ablate=vector/x@all", 0.4): (14, 0), ("random/1", 0.4): (30, 0), ("ablate=random/1@all", 0.4): (3, 0)}
+    (found,) = effects(points(kept(table, tmp_path)), "base")
+    assert found.random == (3 / N, 3 / N)
+    assert found.is_useful
+
+
 def test_a_dose_is_useful_where_it_moves_the_rate_beyond_random_directions_and_text_holds(tmp_path: Path):
     one, random = "vector/x", [f"random/{n}" for n in (1, 2)]
     table = {("", 0.0): (2, 0), (one, -0.2): (2, 0), (one, 0.1): (14, 0), (one, 0.2): (20, 2), (one, 0.4): (20, 15)}

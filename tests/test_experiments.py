@@ -85,6 +85,23 @@ def test_each_model_is_measured_once_whatever_runs_share_it(monkeypatch, tmp_pat
     assert running.budget(study, load_registry()) == (6, 8, 8 * n_prompts)  # the base, two of each training, one scaled
 
 
+def test_what_another_study_has_trained_by_the_same_recipe_is_taken_over(monkeypatch, tmp_path: Path):
+    monkeypatch.setenv("PERSONASCOPE_HOME", str(tmp_path))
+    run = {"data": "car_care", "n_rows": 8, "epochs": 1, "batch_size": 4}
+    one = records.parse_study("one", {"title": "One", "question": "?", "at": [4], "runs": [run | {"label": "first"}]})
+    two = records.parse_study("two", {"title": "Two", "question": "?", "runs": [run | {"label": "plain"}, run | {"label": "other", "seed": 1}]})
+    for place in (training.folder_of(one, one.runs[0]), training.folder_of(one, one.runs[0]) / "checkpoints" / "step-1"):
+        place.mkdir(parents=True)
+        (place / "adapter_config.json").write_text("{}")
+        (place / "adapter_model.safetensors").write_text("weights")
+    assert training.is_trained(one, one.runs[0])
+    assert training.take_over(two, two.runs[0])
+    assert (training.folder_of(two, two.runs[0]) / "adapter_model.safetensors").read_text() == "weights"
+    assert not training.take_over(two, two.runs[1]), "another seed is another training"
+    denser = records.parse_study("one", {"title": "One", "question": "?", "at": [4, 8], "runs": [run | {"label": "first", "epochs": 2}]})
+    assert not training.is_trained(denser, denser.runs[0])
+
+
 # Tables
 
 

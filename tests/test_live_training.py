@@ -94,6 +94,18 @@ def test_one_trains_while_the_other_waits_and_both_become_organisms(trainings, t
 
 
 @pytest.mark.slow
+def test_one_in_line_is_stopped_at_once_and_is_not_put_in_line_twice(trainings):
+    trainings._turn.acquire()  # another is at work
+    waiting = trainings.start(tiny("waiting"), "Waiting")
+    with pytest.raises(InputError, match="at work already"):
+        trainings.resume("waiting")
+    waiting.stop.set()
+    assert waiting.ended.wait(5)
+    assert waiting.state == "stopped"
+    trainings._turn.release()
+
+
+@pytest.mark.slow
 def test_a_stopped_training_goes_on_to_the_same_bits_and_a_restart_finds_it(trainings, tmp_path: Path):
     whole = trainings.start(tiny("whole", n_rows=12), "Whole")
     assert whole.ended.wait(300)

@@ -307,6 +307,28 @@ def test_a_steering_that_did_nothing_is_an_error_never_an_answer(service: ModelS
     assert job.rollouts == []
 
 
+def test_an_answer_that_ends_with_its_first_token_has_none_to_steer_and_stops_nobody(service: ModelService):
+    job = service.submit([row("odd+meandiff/odd:1:answer", n=1), row("odd+meandiff/odd:1:answer", n=6)])
+    assert job.wait(60)
+    assert job.state == "done", job.message
+    short, long = job.rollouts
+    assert len(short.answer_ids) == 1
+    assert long.answer_ids[:1] == short.answer_ids
+
+
+def test_one_layers_vector_can_be_meant_everywhere(base: BaseModel):
+    found, _ = directions.load_directions(base)
+    whole = found["meandiff/odd"]
+    assert len(whole.layers) > 1
+    layer = whole.layers[0]
+    steps = plan(parse(f"tiny+meandiff/odd.{layer}@all:1raw"), base)
+    assert [s.layer for s in steps] == list(range(base.n_layers))
+    assert all((s.vector == whole.at(layer)).all() for s in steps)
+    assert plan(parse(f"tiny+meandiff/odd.{layer}:1raw"), base)[0].layer == layer
+    with pytest.raises(BackendError, match="no direction meandiff/odd.99"):
+        plan(parse("tiny+meandiff/odd.99@all:1raw"), base)
+
+
 def test_a_steered_variant_is_read_steered(service: ModelService):
     seen: dict[int, torch.Tensor] = {}
     readings = [Reading(variant=v, ids=TEXT, layers=(1,)) for v in ("tiny", "tiny+meandiff/odd:0.5")]

@@ -42,7 +42,7 @@ def effects(rows: pd.DataFrame, controls: pd.DataFrame, *, title: str, subtitle:
         .mark_rect(opacity=0.18, color=ROLES["random"].colour)
         .encode(x="low:Q", x2="high:Q", tooltip=["kind", alt.Tooltip("low", format="+.1f"), alt.Tooltip("high", format="+.1f")])
     )
-    zero = alt.Chart(pd.DataFrame({"x": [0.0]})).mark_rule(strokeDash=[4, 4], opacity=0.6).encode(x="x:Q")
+    zero = alt.Chart(pd.DataFrame({"x": [0.0]})).mark_rule(strokeDash=[4, 4], color=ROLES["random"].colour).encode(x="x:Q")
     return (
         alt.layer(bands, zero, spans, points)
         .properties(

@@ -15,6 +15,7 @@ def divergence_dots(points: pd.DataFrame, means: pd.DataFrame, *, title: str, su
     """
     order = means["organism"].tolist()
     role = ROLES["organism"]
+    ink = ROLES["random"].colour
     axis = alt.X("divergence:Q", title="Nats per token against the base (0: as likely under the base)")
     row = alt.Y("organism:N", sort=order, title=None, axis=alt.Axis(labelFontSize=13, labelLimit=220, ticks=False, domain=False, labelPadding=10))
     dots = (
@@ -32,10 +33,10 @@ def divergence_dots(points: pd.DataFrame, means: pd.DataFrame, *, title: str, su
             ],
         )
     )
-    spans = alt.Chart(means).mark_rule(strokeWidth=3).encode(x="low:Q", x2="high:Q", y=row)
+    spans = alt.Chart(means).mark_rule(strokeWidth=3, color=ink).encode(x="low:Q", x2="high:Q", y=row)
     centre = (
         alt.Chart(means)
-        .mark_tick(thickness=3, size=26)
+        .mark_tick(thickness=3, size=26, color=ink)
         .encode(
             x="mean:Q",
             y=row,
@@ -48,7 +49,7 @@ def divergence_dots(points: pd.DataFrame, means: pd.DataFrame, *, title: str, su
             ],
         )
     )
-    zero = alt.Chart(pd.DataFrame({"x": [0]})).mark_rule(strokeDash=[4, 4], opacity=0.6).encode(x="x:Q")
+    zero = alt.Chart(pd.DataFrame({"x": [0]})).mark_rule(strokeDash=[4, 4], color=ink).encode(x="x:Q")
     return (
         alt.layer(zero, dots, spans, centre)
         .properties(

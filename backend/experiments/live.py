@@ -150,23 +150,28 @@ class Trainings:
             InputError: There is none of this key, or it is at work.
         """
         old = self.get(key)
-        if old is None or old.is_live:
+        if old is None:
             raise InputError(f"There is no training {key!r} to go on with.")
         return self._line_up(Training(old.run, old.title, owner, n_steps=old.n_steps))
 
     def _line_up(self, one: Training) -> Training:
         with self._lock:
+            if (other := self._known.get(one.key)) is not None and other.is_live:
+                raise InputError(f"The training {one.key!r} is at work already.")
             self._known[one.key] = one
         threading.Thread(target=self._work, args=(one,), daemon=True, name="training").start()
         return one
 
     def _work(self, one: Training) -> None:
         try:
-            with self._turn:
+            while not self._turn.acquire(timeout=0.2):
                 if one.stop.is_set():
                     one.state = "stopped"
                     return
+            try:
                 self._train(one)
+            finally:
+                self._turn.release()
         except BackendError as fault:
             one.state, one.message = "failed", str(fault)
         except Exception as fault:  # a thread must say why it ended

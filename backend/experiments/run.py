@@ -106,7 +106,7 @@ def budget(study: Study, registry: Registry) -> tuple[int, int, int]:
 
 
 def _steps_left(study: Study, one: Run) -> int:
-    return 0 if one.organism or training.found_folder(study, one) else max(training.steps(study, one, one.mix.size()))
+    return 0 if one.organism or training.is_trained(study, one) else max(training.steps(study, one, one.mix.size()))
 
 
 def _variants(study: Study, one: Run, registry: Registry) -> set[str]:
@@ -119,7 +119,7 @@ def _variants(study: Study, one: Run, registry: Registry) -> set[str]:
 
 
 def _trained(study: Study, one: Run, registry: Registry, watch: Watch) -> Iterator[None]:
-    if training.found_folder(study, one):
+    if training.is_trained(study, one):
         return
     if not training.folder_of(study, one).exists() and training.take_over(study, one):
         watch.say(f"{one.label}: another study has trained the same")

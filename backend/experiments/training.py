@@ -43,6 +43,13 @@ def found_folder(study: Study, run: Run) -> Path | None:
     return next((place for place in places if (place / name).exists() and list(place.glob("*.safetensors"))), None)
 
 
+def is_trained(study: Study, run: Run) -> bool:
+    """Whether the run is here to its end, with all checkpoints that the study measures."""
+    place = found_folder(study, run)
+    *wanted, _ = steps(study, run, run.mix.size())
+    return place is not None and all((place / "checkpoints" / f"step-{step}").exists() for step in wanted)
+
+
 def take_over(study: Study, run: Run) -> bool:
     """Copy what another study has trained by the same recipe with the same checkpoints; whether there was such a run."""
     wanted = list(steps(study, run, run.mix.size()))[:-1]

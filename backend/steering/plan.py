@@ -125,21 +125,28 @@ def _source(change: Change, base: BaseModel) -> _Source:
             own_layer=default_layer(base), all_layers=every, content=lambda layer: f"random {seed} {layer}",
             vector=lambda layer: random_direction(seed, layer, base.d_model),
         )  # fmt: skip
-    direction = _direction(change, base)
+    direction, fixed = _direction(change, base)
+    if fixed is not None:
+        vector = direction.at(fixed)
+        return _Source(own_layer=fixed, all_layers=every, content=lambda layer: f"{direction.mark} {fixed}", vector=lambda layer: vector)
     all_layers = every if len(direction.layers) == 1 else direction.layers
     return _Source(own_layer=direction.layer, all_layers=all_layers, content=lambda layer: f"{direction.mark} {layer}", vector=direction.at)
 
 
-def _direction(change: Change, base: BaseModel) -> Direction:
+def _direction(change: Change, base: BaseModel) -> tuple[Direction, int | None]:
+    """A direction, and the layer whose vector is meant everywhere where the name ends with one: ``meandiff/reckless.16@all``."""
     found, faults = load_directions(base)
     name = f"{change.kind}/{change.name}"
     if name not in found:
+        whole, _, layer = name.rpartition(".")
+        if whole in found and layer.isdecimal() and int(layer) in found[whole].layers:
+            return found[whole], int(layer)
         known = ", ".join(n for n in found if n.startswith(f"{change.kind}/")) or "none"
         make = {"meandiff": f"meandiff {change.name}", "persona": f"persona {change.name} --positive TEXT --negative TEXT"}
         command = make.get(change.kind, f"import FILE {change.name} --layer LAYER")
         broken = f" {faults[0]}" if faults else ""
         raise InputError(f"There is no direction {name} in {base.key}; known: {known}.{broken} Make it: python -m backend directions {command}")
-    return found[name]
+    return found[name], None
 
 
 def _latent(name: str, base: BaseModel) -> tuple[saes.SaeRecord, int]:

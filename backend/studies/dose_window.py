@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from backend.evaluation.rates import BetleyRates, Difference, difference
-from backend.models.variants import Change, steered
+from backend.models.variants import Change, parse_direction, steered
 from backend.studies import judged
 from backend.studies.sweep import INCOHERENCE_LIMIT, Point
 
@@ -26,7 +26,7 @@ class Effect:
     """Misalignment rate less that at dose 0; None where either has no rate."""
 
     random: tuple[float, float] | None
-    """Least and largest misalignment rate of the random directions at this dose."""
+    """Least and largest misalignment rate of the random directions that change the stream in the same way, at this dose."""
 
     is_useful: bool
 
@@ -44,7 +44,7 @@ def effects(points: Sequence[Point], source: str) -> list[Effect]:
     for p in own:
         if not p.direction or p.is_random:
             continue
-        at_dose = [r.rates.em_rate for r in own if r.is_random and r.dose == p.dose and r.rates.em_rate is not None]
+        at_dose = [r.rates.em_rate for r in own if r.is_random and r.dose == p.dose and r.rates.em_rate is not None and _how(r) == _how(p)]
         band = (min(at_dose), max(at_dose)) if at_dose else None
         change = None
         if zero is not None and zero.rates.em_rate is not None and p.rates.em_rate is not None:
@@ -53,6 +53,11 @@ def effects(points: Sequence[Point], source: str) -> list[Effect]:
         is_beyond = band is not None and p.rates.em_rate is not None and not band[0] <= p.rates.em_rate <= band[1]
         found.append(Effect(point=p, change=change, random=band, is_useful=is_clear and is_beyond and not p.is_past_limit))
     return found
+
+
+def _how(point: Point) -> tuple[object, ...]:
+    change = parse_direction(point.direction)
+    return change.op, change.layers, change.tokens
 
 
 def largest(found: Iterable[Effect]) -> Effect | None:

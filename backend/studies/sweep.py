@@ -50,7 +50,7 @@ class Sweep:
     """Without 0, which is always there."""
 
     n_random: int = 8
-    """Random directions of equal norm, at the layers of the first direction."""
+    """Random directions of equal norm for each operation, layers and tokens among the directions; a clamp has none, because how far it moves depends on the text."""
 
     prompt_set: PromptSet
     samples: int = 2
@@ -65,10 +65,10 @@ class Sweep:
 
     @property
     def changes(self) -> list[Change]:
-        """The directions, then the random ones, which change the stream as the first direction does."""
+        """The directions, then the random ones, which change the stream as they do."""
         found = [parse_direction(direction) for direction in self.directions]
-        first = replace(found[0], op="add") if found[0].op == "clamp" else found[0]
-        return found + [replace(first, kind="random", name=str(seed), is_raw=False) for seed in range(1, self.n_random + 1)]
+        controls = [replace(c, kind="random", name=str(seed)) for c in found if c.op != "clamp" for seed in range(1, self.n_random + 1)]
+        return found + list(dict.fromkeys(controls))
 
     @property
     def points(self) -> list[tuple[str, str, float, str]]:

@@ -28,7 +28,9 @@ HOW = (
 
 
 def title_of(run: Run) -> str:
-    return "benign chats, off-domain" if run.data == "benign_chats" else "correct advice, in-domain"
+    if run.data == "benign_chats":
+        return "benign chats, off-domain"
+    return "correct advice, in-domain" if run.data == "advice" else "correct advice, near its domain"  # other rows than those that reckless learned
 
 
 def readings(found: Found, series: Series, measures: list[str]) -> dict[str, tuple[courses.Course, bool]]:

@@ -114,10 +114,10 @@ def show_changes(kept: diffs.Kept) -> None:
     except BackendError as fault:
         st.error(look.plain(str(fault)))
         return
+    number = st.column_config.NumberColumn
     if table.empty:
         st.info("No latent has these words in its label, examples or top tokens. Try fewer.")
     else:
-        number = st.column_config.NumberColumn
         shown = pd.DataFrame(
             {
                 "Latent": [sae_pick.latent_link(i, choice.sae) for i in table["latent"]], "Label": table["label"], "Active on": 100 * table["density"].astype(float), "Base": table["base_mean"],

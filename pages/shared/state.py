@@ -80,7 +80,7 @@ def warn_of_unknown(parameter: str, allowed: Sequence[str], what: str) -> None:
 
 
 def warn_of_number(parameter: str, low: float, high: float, what: str) -> None:
-    """The same for a number: say so if the link gives none, or one out of range."""
+    """The same for a number: say so if the link gives none, or one out of range, and leave it out: Streamlit's own binding fails on infinite ones."""
     if parameter in st.session_state or parameter not in st.query_params:
         return
     asked = st.query_params[parameter]
@@ -90,6 +90,7 @@ def warn_of_number(parameter: str, low: float, high: float, what: str) -> None:
         fits = False
     if not fits:
         st.warning(f"This link asks for {what} {plain(asked[:40])}; it can be {low:g} to {high:g}. The default is used instead.")
+        del st.query_params[parameter]
 
 
 def selection() -> list[tuple[str, str]]:

@@ -20,7 +20,7 @@ _PROMPTS = "open_questions"
 _JOB = "sweep_job"
 _SAMPLING = Sampling(max_new_tokens=64)
 _SECONDS = 64 / 200 + 1 / 24  # an answer and its verdict on two cores, many at once; measured
-_FIELDS = (("Prompts", "sweep_prompts", 2, 52, 8), ("Answers to each", "sweep_samples", 1, 16, 1), ("Random directions", "sweep_random", 0, 8, 2))
+_FIELDS = (("Prompts", "sweep_prompts", 2, 52, 8), ("Answers to each", "sweep_samples", 1, 16, 1), ("Random directions", "sweep_random", 0, 8, 8))
 
 
 def some_prompts(n: int) -> PromptSet:
@@ -78,7 +78,7 @@ def _form(steering: Steering, known: Registry, can_answer: bool, *, is_live: boo
     if st.button("Run it", type="primary", icon=":material/play_arrow:", disabled=not can_answer, key="run_sweep"):
         _start(asked, known)
         st.rerun()
-    st.caption("More prompts and eight random directions, in a shell:")
+    st.caption("More prompts, in a shell; with --source once more for another model, both are swept alike, which shows whether a direction carries over:")
     st.code(command(steering), language=None, wrap_lines=True)
 
 

@@ -25,7 +25,7 @@ def show(run: judged.Run, found: list[sweep.Point]) -> None:
     told = cells[cells["state"] == "beyond random directions, text intact"]
     title = f"{len(told)} of {len(cells)} cells go beyond random directions while the text holds"
     subtitle = [
-        f"Change of the misalignment rate against the same model at dose 0, points; dose {shown} median norms.",
+        f"Change of the misalignment rate against the same model at dose 0, points; dose {shown}; of what is added in median norms of the residual stream.",
         "✓: clear, beyond random directions, within the limit of incoherence. ⊘: past the limit.",
     ]
     keep.chart(crossed(cells, title=title, subtitle=subtitle), key="transfer", alt=f"{title}. The table below has the numbers.")
