@@ -325,7 +325,7 @@ def test_one_layers_vector_can_be_meant_everywhere(base: BaseModel):
     assert [s.layer for s in steps] == list(range(base.n_layers))
     assert all((s.vector == whole.at(layer)).all() for s in steps)
     assert plan(parse(f"tiny+meandiff/odd.{layer}:1raw"), base)[0].layer == layer
-    with pytest.raises(BackendError, match="no direction meandiff/odd.99"):
+    with pytest.raises(BackendError, match=r"no direction meandiff/odd\.99"):
         plan(parse("tiny+meandiff/odd.99@all:1raw"), base)
 
 

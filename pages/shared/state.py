@@ -4,6 +4,7 @@ Streamlit's own binding writes an option's *label* into the URL; ``select`` writ
 wording. Values survive a visit to another page.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from urllib.parse import quote, urlsplit
 
@@ -80,17 +81,24 @@ def warn_of_unknown(parameter: str, allowed: Sequence[str], what: str) -> None:
 
 
 def warn_of_number(parameter: str, low: float, high: float, what: str) -> None:
-    """The same for a number: say so if the link gives none, or one out of range, and leave it out: Streamlit's own binding fails on infinite ones."""
+    """The same for a number: say so if the link gives none, or one out of range."""
+    if said := st.session_state.pop(f"wrong_{parameter}", ""):
+        st.warning(said)
     if parameter in st.session_state or parameter not in st.query_params:
         return
     asked = st.query_params[parameter]
     try:
-        fits = low <= float(asked) <= high
+        number = float(asked)
     except ValueError:
-        fits = False
-    if not fits:
-        st.warning(f"This link asks for {what} {plain(asked[:40])}; it can be {low:g} to {high:g}. The default is used instead.")
+        number = math.nan
+    if low <= number <= high:
+        return
+    said = f"This link asks for {what} {plain(asked[:40])}; it can be {low:g} to {high:g}. The default is used instead."
+    if math.isinf(number):  # Streamlit's own binding fails on it, so the page begins anew without
+        st.session_state[f"wrong_{parameter}"] = said
         del st.query_params[parameter]
+        st.rerun()
+    st.warning(said)
 
 
 def selection() -> list[tuple[str, str]]:

@@ -1,8 +1,10 @@
 """Every page of a fresh server, in light and dark, wide and narrow, held to axe; pictures go to test-artifacts/."""
 
+import re
 from pathlib import Path
 
 import pytest
+from conftest import CHECKOUT
 
 from .conftest import ARTIFACTS, served, settle
 
@@ -72,6 +74,41 @@ def test_axe_finds_no_serious_fault_and_the_page_fits_phones_and_wide_monitors(p
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
     widest = page.evaluate("Math.max(0, ...[...document.querySelectorAll('.ps-text')].map(e => e.clientWidth / parseFloat(getComputedStyle(e).fontSize)))")
     assert widest <= 60  # em: lines stay readable however wide the monitor
+
+
+def _parameters() -> list[str]:
+    """Names of everything that pages read from a link."""
+    found: set[str] = set()
+    for path in (CHECKOUT / "pages").rglob("*.py"):
+        text = path.read_text("utf-8")
+        for pattern in (r'key="([a-z_]+)"', r'kept_list\("([a-z_]+)"', r'query_params(?:\.get(?:_all)?\(|\[)"([a-z_]+)"', r'"([a-z_]+)", \d'):
+            found |= set(re.findall(pattern, text))
+    return sorted(found)
+
+
+@pytest.mark.extended
+@pytest.mark.parametrize(
+    "wrong", ["-1e999", "nan", "%3Cimg src%3Dx onerror%3D%22window.hacked%3D1%22%3E **b** $x$", "%00%FF"], ids=["infinite", "nan", "markup", "bytes"]
+)
+def test_a_link_with_every_parameter_wrong_is_told_and_shows_the_default(wrong: str, server: str, new_page):
+    names = _parameters()
+    assert {"length", "organism", "diff_page", "f", "seed"} <= set(names)
+    page = new_page(server)
+    for path in dict.fromkeys(path.split("?")[0] for path in PAGES.values()):
+        page.goto(f"{server}{path}?" + "&".join(f"{name}={wrong}" for name in names))
+        page.locator("h1").first.wait_for()
+        settle(page)
+        assert page.locator("[data-testid=stException]").count() == 0, path
+        assert page.evaluate("window.hacked") is None, path
+        assert page.locator("[data-testid=stMain] img[onerror]").count() == 0, path
+
+
+@pytest.mark.parametrize("link", ["/compare?length=inf&samples=1e999", "/steer?seed=-inf&length=1e999", "/diffing?q=zzzzqq"])
+def test_a_wrong_number_or_a_search_without_a_find_is_told(link: str, server: str, new_page):
+    page = new_page(server + link)
+    settle(page)
+    page.get_by_text("This link asks for").or_(page.get_by_text("No latent has these words")).first.wait_for()
+    assert page.locator("[data-testid=stException]").count() == 0
 
 
 def test_nothing_is_loaded_from_elsewhere(server: str, new_page):
