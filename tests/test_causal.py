@@ -170,7 +170,10 @@ def test_each_model_has_its_own_limit_of_incoherence():
             return 0.3 if variant == "base" and which == "incoherent" else super().rate(variant, prompts, which)
 
     test = asked()
-    found = [causal.Candidate(direction="latent/1", kind="increase", latent=1), *(causal.Candidate(direction=f"random/{n}@16", kind="random") for n in (100, 101))]
+    found = [
+        causal.Candidate(direction="latent/1", kind="increase", latent=1),
+        *(causal.Candidate(direction=f"random/{n}@16", kind="random") for n in (100, 101)),
+    ]
 
     class Breaking(Uneven):
         def rate(self, variant, prompts, which):

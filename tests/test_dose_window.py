@@ -100,3 +100,20 @@ def test_sweeps_of_the_store_are_listed_and_what_is_no_sweep_is_not():
     names = [run.name for run in stored()]
     assert "one" in names
     assert "damaged" not in names
+
+
+def test_what_a_direction_does_to_each_model_is_told_cell_by_cell(tmp_path: Path):
+    from pages.shared.transfer import _cell
+
+    table = {
+        ("", 0.0): (2, 0),
+        ("vector/x", 0.2): (20, 0),
+        ("vector/x", 0.4): (20, 15),
+        ("vector/y", 0.2): (3, 0),
+        ("random/1", 0.2): (2, 0),
+        ("random/1", 0.4): (2, 0),
+    }
+    cells = [_cell("base", e) for e in effects(points(kept(table, tmp_path)), "base")]
+    assert [(c["direction"], c["text"]) for c in cells] == [("vector/x", "✓ +45"), ("vector/x", "⊘ +45"), ("vector/y", "+2")]
+    assert cells[0]["change"] == 45.0
+    assert cells[2]["state"] == "no more than chance or random directions"

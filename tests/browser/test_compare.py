@@ -188,6 +188,7 @@ def test_without_the_model_stored_answers_are_replayed_and_the_model_is_offered(
         new_page(address + "/").get_by_text("How far the organisms moved").wait_for()
 
 
+@pytest.mark.extended
 def test_a_public_pair_too_large_for_here_says_so(new_page, tmp_path: Path, chromium):
     with served(tmp_path / "home", PERSONASCOPE_MEMORY_GB="4") as address:
         page = new_page(address + "/compare?v=qwen2.5-7b-instruct&v=qwen2.5-7b-bad-medical")
@@ -215,6 +216,7 @@ def test_killing_the_server_while_it_streams_loses_nothing_kept(new_page, tmp_pa
         assert texts(page)[:2] == said
 
 
+@pytest.mark.extended
 def test_a_full_disk_shows_the_answers_once_and_does_not_ask_again(new_page, small_disk: Path, base_model):
     home = small_disk / "home"
     home.mkdir()

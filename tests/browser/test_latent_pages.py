@@ -118,6 +118,7 @@ def test_two_people_look_at_different_organisms_at_once(server: str, new_page):
         assert page.get_by_text(re.compile(f"{name}.* less SmolLM2")).count() >= 1
 
 
+@pytest.mark.extended
 def test_a_missing_corpus_sample_is_told(new_page, base_model, tmp_path: Path):
     import shutil
 
@@ -210,6 +211,7 @@ def test_base_organism_and_difference_are_seen_without_scrolling(server: str, ne
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", [390, 1440])
 def test_names_of_latents_are_read_in_the_chart_on_a_phone_too(server: str, new_page, width: int, dark: bool):
@@ -227,6 +229,7 @@ def test_names_of_latents_are_read_in_the_chart_on_a_phone_too(server: str, new_
     assert plot["width"] > 340
 
 
+@pytest.mark.extended
 def test_a_saved_label_is_told_and_the_editor_closes(new_page, base_model, tmp_path: Path):
     with served(tmp_path / "home") as address:
         page = new_page(f"{address}/latent?latent=7")
@@ -240,6 +243,7 @@ def test_a_saved_label_is_told_and_the_editor_closes(new_page, base_model, tmp_p
             field.wait_for(state="hidden")
 
 
+@pytest.mark.extended
 def test_the_reading_of_a_long_text_shows_how_far_it_is(new_page, base_model, tmp_path: Path):
     with served(tmp_path / "home") as address:
         page = new_page(f"{address}/latents?text=own")

@@ -54,8 +54,17 @@ def test_a_deep_link_is_the_first_visit_of_a_fresh_server(page_name: str, new_pa
         assert page.get_by_role("alert").count() == 0
 
 
-@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-@pytest.mark.parametrize("page_name", PAGES)
+IN_LIGHT_TOO = ("overview", "compare-replay", "latents", "dose-response", "findings")  # of the other pages in `make test-all`
+
+
+@pytest.mark.parametrize(
+    ("page_name", "dark"),
+    [
+        pytest.param(name, dark, id=f"{name}-{'dark' if dark else 'light'}", marks=() if dark or name in IN_LIGHT_TOO else pytest.mark.extended)
+        for name in PAGES
+        for dark in (False, True)
+    ],
+)
 def test_axe_finds_no_serious_fault_and_the_page_fits_phones_and_wide_monitors(page_name: str, dark: bool, server: str, new_page):
     from axe_playwright_python.sync_playwright import Axe
 

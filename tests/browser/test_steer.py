@@ -118,6 +118,7 @@ def test_the_steered_part_of_an_answer_is_marked(server: str, new_page):
     assert whole.startswith(part)
 
 
+@pytest.mark.extended
 def test_latents_of_a_steered_answer_are_one_click_away(server: str, new_page):
     page = new_page(server + "/steer?length=20&steps=3&seed=5")
     ask(page, "What is a good hobby?")
@@ -149,6 +150,7 @@ def test_what_a_link_asks_for_and_cannot_be_is_told_in_one_sentence(query: str, 
     assert page.get_by_text("Dose-response").count() == 1, "the rest of the page is there"
 
 
+@pytest.mark.extended
 def test_a_direction_of_another_width_is_told_and_the_others_stay(new_page, base_model, tmp_path: Path):
     import numpy as np
 
