@@ -17,6 +17,8 @@ CLICK = "step_click"
 LINES = ((ROLES["organism"].colour, "triangle-up"), ("#7b5fc0", "square"), ("#16836b", "diamond"), (ROLES["base"].colour, "circle"))
 """Colour and shape of a panel's lines, in their order; their number is the most that a panel shows."""
 
+_DASHES = ([1, 0], [7, 3], [2, 2], [9, 2, 2, 2])  # colour is never alone
+
 VERDICTS = {
     "behaviour": ROLES["organism"].colour,
     "earlier": "#7b5fc0",
@@ -97,6 +99,7 @@ def _panel(p: Panel, cursor: _Cursor, *, last: float, is_lowest: bool) -> Any:
     )
     colour = alt.Color("line:N", scale=alt.Scale(domain=domain, range=[c for c, _ in looks]), legend=legend)
     shape = alt.Shape("line:N", scale=alt.Scale(domain=domain, range=[s for _, s in looks]), legend=legend if p.is_marked else None)
+    dash = alt.StrokeDash("line:N", scale=alt.Scale(domain=domain, range=list(_DASHES[: len(domain)])), legend=legend)
     chart = alt.Chart(p.frame)
     layers: list[alt.Chart] = []
     if p.base is not None:
@@ -106,7 +109,7 @@ def _panel(p: Panel, cursor: _Cursor, *, last: float, is_lowest: bool) -> Any:
     if "low" in p.frame and p.frame["low"].notna().any():
         spans = chart.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=1.4, opacity=0.6)
         layers.append(spans.encode(x=x, y=alt.Y("low:Q"), y2="high:Q", color=colour))
-    layers.append(chart.mark_line(strokeWidth=1.8, opacity=0.7).encode(x=x, y=y, color=colour))
+    layers.append(chart.mark_line(strokeWidth=1.8, opacity=0.7).encode(x=x, y=y, color=colour, strokeDash=dash))
     if p.is_marked:
         layers.append(chart.mark_point(filled=True, size=42, opacity=1).encode(x=x, y=y, color=colour, shape=shape))
     layers.append(cursor.steps.mark_rule(color=_GREY, strokeWidth=1, aria=False).encode(x=x).transform_filter(cursor.hover))

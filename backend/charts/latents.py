@@ -118,10 +118,14 @@ def changes(latents: pd.DataFrame, *, title: str, subtitle: list[str]) -> alt.La
     )
 
 
-def histogram(counts: list[int], largest: float) -> alt.Chart:
-    """How often a latent has which activation, of the tokens on which it is active."""
+def bins(counts: list[int], largest: float) -> pd.DataFrame:
+    """A latent's histogram as a table: ``low, high`` of the activation and ``n`` tokens."""
     width = largest / len(counts)
-    rows = pd.DataFrame([{"low": i * width, "high": (i + 1) * width, "n": n} for i, n in enumerate(counts)])
+    return pd.DataFrame([{"low": i * width, "high": (i + 1) * width, "n": n} for i, n in enumerate(counts)])
+
+
+def histogram(rows: pd.DataFrame) -> alt.Chart:
+    """How often a latent has which activation, of the tokens on which it is active; ``rows`` as ``bins`` gives them."""
     return (
         alt.Chart(rows)
         .mark_bar(color=ROLES["organism"].colour)

@@ -9,7 +9,7 @@ import pandas as pd
 import streamlit as st
 
 import backend.saes
-from backend.charts.latents import histogram
+from backend.charts.latents import bins, histogram
 from backend.errors import BackendError, InputError
 from backend.hosting.exposure import is_hosted
 from backend.judging.endpoint import Cost, Endpoint, endpoint_from_environment
@@ -181,10 +181,14 @@ def show_latent(latent: int, choice: sae_pick.Choice) -> None:
         with left:
             st.markdown("##### Activation")
             if row["n_active"]:
+                counts = bins(row["histogram"], row["largest"])
                 keep.chart(
-                    histogram(row["histogram"], row["largest"]), key=f"histogram_{latent}", title=f"Activation of latent {latent}",
+                    histogram(counts), key=f"histogram_{latent}", title=f"Activation of latent {latent}", table=counts,
                     alt=f"Histogram of latent {latent}'s activation over the {counted(row['n_active'], 'token')} on which it is active",
                 )  # fmt: skip
+                with st.expander("The histogram as a table"):
+                    named = counts.rename(columns={"low": "From", "high": "To", "n": "Tokens"})
+                    st.dataframe(named, hide_index=True, height=240, alt=f"Tokens by activation of latent {latent}")
                 median = row["quantiles"][len(row["quantiles"]) // 2]
                 look.facts(
                     {

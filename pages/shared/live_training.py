@@ -166,6 +166,13 @@ def _follow(key: str) -> None:
             st.caption(f"{live.N_PROMPTS} everyday questions, one answer each, offline judge (an estimate); bars: 95 % Wilson.")
         else:
             st.caption("No rate yet." if one.is_live else "Rates of a training of an earlier start of the app are not kept; compare its checkpoints instead.")
+    if one.losses:
+        with st.expander("Losses and rates as a table"):
+            losses = pd.DataFrame(one.losses, columns=["Step", "Loss, nats a token"])
+            st.dataframe(losses, hide_index=True, height=240, alt="Loss at each step")
+            if told:
+                rates = pd.DataFrame([{"Rows seen": r.rows, "Variant": r.variant, "Misaligned": _said(r), "n": r.rates.n_scored} for r in told])
+                st.dataframe(rates, hide_index=True, alt="Share of misaligned answers at each checkpoint")
     with st.container(horizontal=True):
         if one.is_live:
             st.button("Stop", icon=":material/stop_circle:", type="primary", on_click=one.stop.set, key="train_stop", disabled=one.stop.is_set())
@@ -175,9 +182,9 @@ def _follow(key: str) -> None:
             if one.state == "done":
                 st.page_link(
                     "pages/explore/compare.py",
-                    label="Compare it with its start",
+                    label="Compare it with its start and checkpoints",
                     icon=":material/compare_arrows:",
-                    query_params={"v": [one.run.start or BASE_ALIAS, key]},
+                    query_params={"v": [one.run.start or BASE_ALIAS, *(r.variant for r in told if "@" in r.variant), key]},
                 )
                 st.page_link("pages/explore/latents.py", label="Read its latents", icon=":material/neurology:", query_params={"v": key})
     was_live = st.session_state.get("training_live") == key
@@ -196,6 +203,17 @@ def _resume(key: str) -> None:
 def _rates(told: list[live.Rate]) -> pd.DataFrame:
     rows = []
     for r in told:
-        value, low, high = (100 * (v or 0.0) for v in (r.rates.em_rate, r.rates.em_low, r.rates.em_high))
-        rows.append({"rows": r.rows, "value": value, "low": low, "high": high, "label": f"{value:.0f} % ({low:.0f} to {high:.0f}), n = {r.rates.n_scored}"})
+        value, low, high = _per_cent(r)
+        rows.append({"rows": r.rows, "value": value, "low": low, "high": high, "label": f"{_said(r)}, n = {r.rates.n_scored}"})
     return pd.DataFrame(rows)
+
+
+def _per_cent(r: live.Rate) -> tuple[float, float, float]:
+    """Of a rate that there is: value and interval."""
+    value, low, high = (100 * (v or 0.0) for v in (r.rates.em_rate, r.rates.em_low, r.rates.em_high))
+    return value, low, high
+
+
+def _said(r: live.Rate) -> str:
+    value, low, high = _per_cent(r)
+    return f"{value:.0f} % ({low:.0f} to {high:.0f})"
