@@ -26,9 +26,9 @@ def rate_rows(
         zero_line: Draw a line at 0, for measures that have a sign.
     """
     order = rates["name"].tolist()
-    if domain is None:  # room for the labels on the right
+    if domain is None:
         low, high = min(0.0, float(rates["low"].min())), max(0.0, float(rates["high"].max()))
-        domain = (low - 0.05 * (high - low), high + 0.45 * (high - low))
+        domain = (low - 0.05 * (high - low), high + 0.05 * (high - low))
     scale = alt.Scale(domain=list(domain), nice=False)
     x = alt.X("value:Q", title=unit, scale=scale, axis=alt.Axis(values=list(ticks), tickCount=8) if ticks else alt.Axis(tickCount=8))
     y = alt.Y("name:N", sort=order, title=None, axis=alt.Axis(labelFontSize=13, labelLimit=240, ticks=False, domain=False, labelPadding=10))
@@ -41,8 +41,13 @@ def rate_rows(
     dots = (
         base.transform_filter("isValid(datum.value)").mark_point(filled=True, size=130, opacity=1).encode(x=x, y=y, color=colour, shape=shape, tooltip=tooltip)
     )
-    text = base.mark_text(align="left", dx=10, fontSize=13).encode(x=alt.X("high:Q", scale=scale), y=y, text="label:N", color=alt.value("#888"))
-    layers = [spans, dots, text]
+    middle = sum(domain) / 2  # a label stands on the side that has more room, so that phones do not cut it
+    sides = ((f"datum.high <= {middle}", "left", 10, "high:Q"), (f"datum.high > {middle}", "right", -10, "low:Q"))
+    words = [
+        base.transform_filter(where).mark_text(align=align, dx=dx, fontSize=13).encode(x=alt.X(edge, scale=scale), y=y, text="label:N", color=alt.value("#888"))
+        for where, align, dx, edge in sides
+    ]
+    layers = [spans, dots, *words]
     if zero_line:
         layers.insert(0, alt.Chart(pd.DataFrame({"x": [0.0]})).mark_rule(strokeDash=[4, 4], opacity=0.6).encode(x=alt.X("x:Q", scale=scale)))
     return (

@@ -37,7 +37,7 @@ def rate_chart(rates: list[own_results.OwnRate], known: Registry, *, title: str,
         rows.append(
             {"name": name, "role": role, "value": shares[0], "low": shares[1], "high": shares[2], "label": label, "n_label": f"{r.rates.n_scored:,} scored"}
         )
-    return rate_rows(pd.DataFrame(rows), unit="EM rate, % of scored answers", title=title, subtitle=subtitle, domain=(0, 118), ticks=[0, 20, 40, 60, 80, 100])
+    return rate_rows(pd.DataFrame(rows), unit="EM rate, % of scored answers", title=title, subtitle=subtitle, domain=(0, 100), ticks=[0, 20, 40, 60, 80, 100])
 
 
 def headline(rates: list[own_results.OwnRate], variant: str, known: Registry) -> str:
