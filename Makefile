@@ -6,7 +6,7 @@ PORT ?= 8501
 # The extra index in requirements.txt may be out of reach behind a firewall; then pip must not try it again for each package.
 PIP := PIP_RETRIES=1 PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install --progress-bar on
 
-.PHONY: run setup test test-all check docs-check image-check peers bench clean
+.PHONY: run setup test test-all check docs-check image-check audit peers bench clean
 .DELETE_ON_ERROR:
 
 run: $(VENV)/.runs
@@ -40,6 +40,18 @@ docs-check: $(VENV)/.tests setup
 image-check: $(VENV)/.tests setup
 	$(BIN)/python -m pytest -s tests/browser/test_image.py
 
+# Known faults of the packages that the image installs: those of the lock, and torch, which is not in it. A package that cannot be asked about fails, too.
+audit: .audit/.ready
+	@grep "^torch==" constraints.txt > .audit/torch.txt
+	@.audit/bin/pip-audit --strict --disable-pip --no-deps --progress-spinner off -r requirements.lock -r .audit/torch.txt > .audit/told 2>&1; found=$$?; \
+	if [ $$found = 0 ] || grep -q "known vulnerabilit" .audit/told; then grep -v "^WARNING" .audit/told; \
+	else tail -n 1 .audit/told; echo "PyPI's advisories cannot be asked for from here, so nothing is known. Run make audit where they can be reached."; fi; exit $$found
+
+.audit/.ready: Makefile
+	@$(PYTHON) -m venv .audit
+	@PIP_RETRIES=1 PIP_DISABLE_PIP_VERSION_CHECK=1 .audit/bin/python -m pip install --quiet pip-audit==2.10.1
+	@touch $@
+
 # The tools that the benchmark measures against, in an environment of their own.
 peers: .peers/.ready
 
@@ -57,7 +69,7 @@ bench: $(VENV)/.tests setup peers
 	$(BIN)/python -m backend bench pages --save
 
 clean:
-	rm -rf $(VENV) .peers .pytest_cache .ruff_cache .mypy_cache .hypothesis test-artifacts
+	rm -rf $(VENV) .audit .peers .pytest_cache .ruff_cache .mypy_cache .hypothesis test-artifacts
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/bin/python:

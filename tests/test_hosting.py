@@ -8,10 +8,13 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import tomllib
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 from conftest import CHECKOUT
@@ -19,6 +22,7 @@ from conftest import CHECKOUT
 from backend.errors import ConfigError, InputError
 from backend.generation.records import Reading, Row, Sampling
 from backend.hosting import door, exposure, space, visitors
+from backend.hosting.files import MOST_KEPT_BYTES, Workshop, made_apart
 from backend.hosting.visitors import VisitorsService, visitor_of
 from backend.text.chat import Message
 
@@ -146,12 +150,29 @@ def test_a_pass_is_one_servers_for_some_hours():
     asked = door.Door(SECRET, clock)
     given = asked.enter(SECRET)
     assert asked.admits(given)
-    until, _, signature = given.partition(".")
-    for forged in ("", ".", "x", given[:-1], f"{int(until) + 1}.{signature}", f"x.{signature}", "9.ü"):
+    said, _, signature = given.partition(".")
+    for forged in ("", ".", "x", given[:-1], f"9{said}.{signature}", f"x.{signature}", "9.ü"):
         assert not asked.admits(forged), forged
     assert not door.Door(SECRET, clock).admits(given)
     clock.now += door.PASS_SECONDS
     assert not asked.admits(given)
+
+
+def test_signing_out_takes_the_pass_back_in_every_tab():
+    asked = door.Door(SECRET)
+    mine, anothers = asked.enter(SECRET), asked.enter(SECRET)
+    asked.leave(mine)
+    assert not asked.admits(mine)
+    assert asked.admits(anothers)
+
+
+def test_the_pass_is_a_strict_cookie_but_in_the_frame_of_a_space(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("SPACE_HOST", raising=False)
+    kept = "personascope_pass=1.a; Max-Age=43200; Path=/; "
+    assert door.cookie_of("1.a", is_https=False) == kept + "SameSite=Strict"
+    assert door.cookie_of("1.a", is_https=True) == kept + "SameSite=Strict; Secure"
+    monkeypatch.setenv("SPACE_HOST", "me-personas.hf.space")
+    assert door.cookie_of("1.a", is_https=True) == kept + "SameSite=None; Secure; Partitioned"
 
 
 def test_a_secret_that_can_be_guessed_is_refused_without_being_said(monkeypatch: pytest.MonkeyPatch):
@@ -230,6 +251,62 @@ def test_old_answers_make_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(visitors, "MOST_KEPT", 2)
     visitors._drop_oldest(tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["4", "5"]
+
+
+# Files that are made for visitors
+
+
+def test_files_are_made_one_at_a_time_and_one_waits_for_each_visitor():
+    workshop, go_on = Workshop(2), threading.Event()
+    at_work: list[int] = []
+    most: list[int] = []
+
+    def work() -> bytes:
+        at_work.append(1)
+        most.append(len(at_work))
+        go_on.wait(30)
+        at_work.pop()
+        return b"made"
+
+    with ThreadPoolExecutor() as pool:
+        got = []
+        for n, (owner, what) in enumerate([("first", "one"), ("first", "two"), ("second", "one"), ("third", "three")]):
+            got.append(pool.submit(workshop.make, what, work, owner=owner))
+            while len(workshop._in_line) <= n:
+                time.sleep(0.001)
+            for tab in range(10 if n else 0):
+                with pytest.raises(InputError, match="Try again in a moment"):
+                    workshop.make(f"of tab {tab}", work, owner="first")
+        with pytest.raises(InputError, match="making 4 other files"):
+            workshop.make("four", work, owner="fourth")
+        go_on.set()
+        assert [one.result(30) for one in got] == [b"made"] * 4
+    assert most == [1, 1, 1]  # what two asked for was made once
+
+
+def test_a_file_that_was_made_is_kept_within_a_limit():
+    workshop, n_made = Workshop(), []
+
+    def work(size: int):
+        return lambda: n_made.append(size) or b"x" * size
+
+    half = MOST_KEPT_BYTES // 2
+    for what, size in [("a", half), ("b", half), ("a", half), ("c", half), ("a", half), ("b", half), ("huge", MOST_KEPT_BYTES + 1)]:
+        assert len(workshop.make(what, work(size), owner="me")) == size
+    assert n_made == [half, half, half, half, MOST_KEPT_BYTES + 1]  # "a" was kept as the one that was last asked for, "b" made way for "c"
+    assert sum(map(len, workshop._kept.values())) <= MOST_KEPT_BYTES
+    with pytest.raises(ZeroDivisionError):
+        workshop.make("broken", lambda: bytes(1 // 0), owner="me")
+    assert workshop.make("broken", lambda: b"whole", owner="me") == b"whole"  # a fault keeps no place in line
+
+
+def test_a_file_is_made_by_the_command_in_a_process_of_its_own():
+    before = psutil.Process().memory_info().rss
+    made = made_apart(["findings", "export", "villain-latent", "--format", "html"], suffix=".html")
+    assert made.startswith(b"<!doctype html>")
+    assert psutil.Process().memory_info().rss - before < 30_000_000
+    with pytest.raises(InputError, match="There is no finding"):
+        made_apart(["findings", "export", "nowhere"], suffix=".html")
 
 
 # A home that keeps nothing of visitors
@@ -455,7 +532,10 @@ def test_a_name_that_is_none_is_refused(run_cli, name: str):
     assert "OWNER/NAME" in done.stderr
 
 
-def test_the_shipped_settings_listen_on_loopback_alone():
-    server = tomllib.loads((CHECKOUT / ".streamlit" / "config.toml").read_text("utf-8"))["server"]
+def test_the_shipped_settings_listen_on_loopback_alone_and_call_nobody():
+    settings = tomllib.loads((CHECKOUT / ".streamlit" / "config.toml").read_text("utf-8"))
+    server = settings["server"]
     assert server["address"] == exposure.LOOPBACK
     assert set(server["allowedHosts"]) == {"localhost", "127.0.0.1", "::1"}
+    assert settings["client"]["showErrorDetails"] == "none"
+    assert settings["client"]["showErrorLinks"] is False  # no fault of the app is offered to other sites

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from backend.errors import ConfigError, InputError
+from backend.hosting.exposure import space_host
 from backend.paths import CHECKOUT
 
 VARIABLE = "PERSONASCOPE_SECRET"
@@ -29,6 +30,7 @@ FORGOTTEN_AFTER = 900.0
 """Seconds without a wrong try after which the next one counts as the first."""
 
 PASS_SECONDS = 12 * 3600
+COOKIE = "personascope_pass"
 
 
 class Door:
@@ -50,6 +52,7 @@ class Door:
         self._lock = threading.Lock()
         self._n_wrong = 0
         self._last_wrong = 0.0
+        self._left: set[str] = set()
         self.n_looked_at = 0
         """Tries that were compared with the secret."""
 
@@ -73,20 +76,26 @@ class Door:
             if not hmac.compare_digest(_digest(given), self._expected):
                 self._n_wrong, self._last_wrong = self._n_wrong + 1, now
                 raise InputError("That is not the secret. Check it, or ask whoever runs this server.")
-            until = str(int(now) + PASS_SECONDS)
-            return f"{until}.{self._sign(until)}"
+            said = f"{int(now) + PASS_SECONDS}-{secrets.token_hex(8)}"
+            return f"{said}.{self._sign(said)}"
 
     def admits(self, given: str) -> bool:
         """Whether this is a pass of this process that has not run out."""
-        until, _, signature = given.partition(".")
-        return hmac.compare_digest(signature.encode(), self._sign(until).encode()) and self._clock() < int(until)
+        said, _, signature = given.partition(".")
+        is_ours = hmac.compare_digest(signature.encode(), self._sign(said).encode())
+        return is_ours and self._clock() < int(said.partition("-")[0]) and given not in self._left
+
+    def leave(self, given: str) -> None:
+        """Take a pass back, in whatever tab or copy it is."""
+        if self.admits(given):
+            self._left.add(given)
 
     def _wait(self) -> float:
         """Seconds from the last wrong try to the next that is looked at."""
         return min(LONGEST_WAIT, 2.0 ** (self._n_wrong - FREE_TRIES)) if self._n_wrong >= FREE_TRIES else 0.0
 
-    def _sign(self, until: str) -> str:
-        return hmac.new(self._key, until.encode(), "sha256").hexdigest()
+    def _sign(self, said: str) -> str:
+        return hmac.new(self._key, said.encode(), "sha256").hexdigest()
 
 
 def asks_for_secret() -> bool:
@@ -97,6 +106,15 @@ def asks_for_secret() -> bool:
 def open_door() -> Door:
     """Raises: ConfigError, where the secret in the environment is too short."""
     return Door(os.environ.get(VARIABLE, ""))
+
+
+def cookie_of(given: str, *, is_https: bool) -> str:
+    """What a browser is told to keep of a pass.
+
+    A Space is shown in a frame of the Hub's page, where browsers send no strict cookie; there the cookie is partitioned, which no other site's frame shares.
+    """
+    how = "SameSite=None; Secure; Partitioned" if space_host() else "SameSite=Strict" + "; Secure" * is_https
+    return f"{COOKIE}={given}; Max-Age={PASS_SECONDS}; Path=/; {how}"
 
 
 def said_of_sign_in() -> str:

@@ -92,7 +92,9 @@ def pick_prompt_set() -> str:
         return chosen
     with st.popover("Upload prompts", icon=":material/upload:", width="stretch"):
         st.caption("TXT (a prompt a line), CSV (column prompt or question), JSON, JSONL, TOML, or YAML in the published question format.")
-        uploaded = st.file_uploader("Prompt file", type=["txt", "csv", "json", "jsonl", "toml", "yaml", "yml"], label_visibility="collapsed", key="prompt_file")
+        uploaded = st.file_uploader(
+            "Prompt file", type=["txt", "csv", "json", "jsonl", "toml", "yaml", "yml"], label_visibility="collapsed", key="prompt_file", max_upload_size=10
+        )
         if uploaded is not None:
             try:
                 found = parse_prompt_set(uploaded.name, uploaded.getvalue())

@@ -12,13 +12,9 @@ from backend.errors import BackendError
 from backend.hosting import door, exposure
 from pages.shared import look, sign_in
 
-_COOKIE = "personascope_pass"
 _BROWSER_SIDE = """
 export default function ({ data }) {
-  if (data.pass) {
-    const secure = location.protocol === "https:" ? "; Secure" : "";
-    document.cookie = `${data.cookie}=${data.pass}; Max-Age=${data.seconds}; Path=/; SameSite=Strict${secure}`;
-  }
+  if (data.cookie) document.cookie = data.cookie;
   const key = "personascope_asked_for", here = location.pathname + location.search;
   if (data.leaves) sessionStorage.setItem(key, here);
   const asked = sessionStorage.getItem(key);
@@ -59,11 +55,12 @@ def _door() -> door.Door:
 
 
 def _ask_for_secret(asked: door.Door) -> None:
-    shown = st.session_state.get("pass") or st.context.cookies.get(_COOKIE, "")
+    shown = st.session_state.get("pass") or st.context.cookies.get(door.COOKIE, "")
     if not asked.admits(shown):
         _show_instead(partial(_show_secret_form, asked))
     if "pass" in st.session_state:  # a reload and other tabs bring it as a cookie
-        _in_browser(key="gate", data={"pass": shown, "cookie": _COOKIE, "seconds": door.PASS_SECONDS})
+        _in_browser(key="gate", data={"cookie": door.cookie_of(shown, is_https=(st.context.url or "").startswith("https:"))})
+    _offer_sign_out(partial(asked.leave, shown))
 
 
 def _show_secret_form(asked: door.Door) -> None:
@@ -85,6 +82,7 @@ def _ask_for_account() -> None:
     if not sign_in.is_allowed(user):
         _show_instead(partial(_show_stranger, str(user.get("email") or "an account without an address")))
     _in_browser(key="gate", data={"returned": True})
+    _offer_sign_out(st.logout, f"Signed in as {user.get('email') or user.get('name') or 'somebody without an address'}.")
 
 
 def _show_providers() -> None:
@@ -93,8 +91,8 @@ def _show_providers() -> None:
             if st.button(look.plain(f"Sign in with {name or 'your account'}"), key=f"sign_in_{name}", type="primary", icon=":material/login:", width="stretch"):
                 try:
                     st.login(name)
-                except st.errors.StreamlitMissingAuthlibError:
-                    st.error("Signing in with accounts needs one more package on this server: pip install Authlib, then start it again.")
+                except st.errors.StreamlitAuthError as fault:
+                    st.error(look.plain(f"Signing in is not set up on this server: {fault} See docs/serving.md."))
     _in_browser(key="gate", data={"leaves": True})
 
 
@@ -102,6 +100,10 @@ def _show_stranger(address: str) -> None:
     with _panel("This server is not open to that account."):
         st.caption(look.plain(f"Signed in as {address}."))
         st.button("Use another account", on_click=st.logout, width="stretch")
+
+
+def _offer_sign_out(leave: Callable[[], None], who: str | None = None) -> None:
+    st.sidebar.button("Sign out", on_click=leave, help=who and look.plain(who), key="sign_out", icon=":material/logout:", type="tertiary")
 
 
 def _show_fault(sentence: str) -> None:

@@ -108,7 +108,11 @@ def _data(learned: str) -> tuple[str, int]:
         return learned, Mix(data=learned.split("/")[0]).size()
     kept = kept_list("train_file")
     upload = st.file_uploader(
-        "Chats, one a line", type=["jsonl"], key="train_upload", help='{"messages": [{"role": "user", "content": …}, {"role": "assistant", "content": …}]}'
+        "Chats, one a line",
+        type=["jsonl"],
+        key="train_upload",
+        max_upload_size=_MAX_BYTES // 10**6,
+        help='{"messages": [{"role": "user", "content": …}, {"role": "assistant", "content": …}]}',
     )
     if upload is not None:
         content = upload.getvalue()
