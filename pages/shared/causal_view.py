@@ -7,6 +7,7 @@ import streamlit as st
 
 from backend.charts.causal import KEY, effects
 from backend.evaluation.rates import Thresholds
+from backend.evaluation.significance import ALPHA, holm
 from backend.models.registry import Registry
 from backend.studies import judged
 from pages.shared import answers, judged_answers, keep, look, sae_pick
@@ -31,6 +32,8 @@ def show(organism: str, choice: sae_pick.Choice, known: Registry) -> None:
     own = rows[rows["kind"].isin(["meandiff", "increase", "decrease"])]
     survivors = own[own["is_persona"]]
     st.markdown("#### " + look.plain(_headline(survivors, own, name)))
+    for sentence in _one_way(own):
+        st.markdown(look.plain(sentence))
     st.caption(_method(about, name))
     keep.source(run.folder)
     left, right = st.columns([1.35, 1], gap="large")
@@ -51,6 +54,23 @@ def _headline(survivors: pd.DataFrame, own: pd.DataFrame, name: str) -> str:
     if pd.notna(headline["p"]) and headline["p"] < 0.05:
         return f"No single latent is shown to drive {name}; the mean difference does, both ways"
     return f"Nothing is shown to drive {name}: these latents are candidates, not causes"
+
+
+def _one_way(own: pd.DataFrame) -> list[str]:
+    """Latents that act in one of both ways beyond the controls, corrected over the candidates: what leads back need not be what led away."""
+    said = []
+    latents = own[(own["kind"] != "meandiff") & ~own["is_persona"]]
+    for way, model, does in (("raise", "base", "lowers"), ("lower", "organism", "raises")):
+        all_ps = own.loc[own["kind"] != "meandiff", f"{way}_p"].fillna(1.0)
+        corrected = pd.Series(holm(all_ps.tolist()), index=all_ps.index)
+        for place, r in latents[corrected[latents.index] < ALPHA].iterrows():
+            how = "added to" if r[f"{way}_dose"] > 0 else "taken from"
+            effect, low, high, control = (100 * r[f"{way}_{column}"] for column in ("effect", "low", "high", "random_effect"))
+            said.append(
+                f"One way only: latent {int(r['latent'])} ({shorten(r['label'], 60, placeholder=' …')}) {how} the {model} {does} its alignment by {effect:.0f} points "
+                f"({low:.0f} to {high:.0f}; random directions {control:.0f}), p {corrected[place]:.2g} after correction."
+            )
+    return said
 
 
 def _method(about: dict, name: str) -> str:
