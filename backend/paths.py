@@ -69,21 +69,33 @@ def _code_in(message: str) -> int | None:
     return int(found[1]) if found else None
 
 
+def mend(folder: Path, name: str | None = None) -> None:
+    """Put back what processes that died while they replaced it left aside in ``folder``, and sweep away what they left half-filled.
+
+    Args:
+        name: Of the one folder that is looked after; all of them where left out.
+    """
+    for leftover in list(folder.glob(".*.part")):
+        told = re.fullmatch(r"\.(.+)\.(\d+)\.\w+\.part", leftover.name)
+        if told is None or name not in (None, told[1]) or psutil.pid_exists(int(told[2])):
+            continue
+        aside, final = leftover / told[1], folder / told[1]
+        if aside.exists() and not final.exists():
+            with contextlib.suppress(OSError):  # somebody else was quicker
+                aside.rename(final)
+        if final.exists() or not aside.exists():
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
 @contextlib.contextmanager
 def new_folder(final: Path) -> Iterator[Path]:
     """Fill a folder beside ``final``, then put it in place, replacing what was there.
 
     A kill inside the block leaves ``final`` as it was; one between the two renames of a replacement leaves the old folder
-    aside, and the next call puts it back. What dead processes left half-filled is swept away.
+    aside, and ``mend`` puts it back: the next call does, and so does who lists the folder.
     """
     final.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in list(final.parent.iterdir()):
-        owner = re.fullmatch(rf"\.{re.escape(final.name)}\.(\d+)\.\w+\.part", leftover.name)
-        if owner and not psutil.pid_exists(int(owner[1])):
-            if not final.exists() and (leftover / final.name).exists():
-                with contextlib.suppress(OSError):  # somebody else was quicker
-                    (leftover / final.name).rename(final)
-            shutil.rmtree(leftover, ignore_errors=True)
+    mend(final.parent, final.name)
 
     def aside() -> Path:
         return Path(tempfile.mkdtemp(prefix=f".{final.name}.{os.getpid()}.", suffix=".part", dir=final.parent))

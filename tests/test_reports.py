@@ -8,6 +8,7 @@ import io
 import json
 import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -16,12 +17,15 @@ import time
 import urllib.request
 import zipfile
 from dataclasses import replace
+from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 from conftest import CHECKOUT
 from findings_made import HOSTILE, answers_rows, chart_item, finding, kept, panels_item, tokens_item
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from backend.errors import ConfigError, InputError
 from backend.reports import export, facts, html, pictures, store
@@ -242,6 +246,71 @@ def test_tables_keep_every_value_as_csv_and_as_parquet(tmp_path: Path):
     every = list(csv.DictReader(io.StringIO(stacked_csv([(found, answers_rows(5))]))))
     assert len(every) == 19
     assert [row["Mean"] for row in every if row["Table"].startswith("Means")] == ["0.5", ""]
+
+
+@pytest.mark.parametrize("text", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1", '=HYPERLINK("x")'])
+def test_no_spreadsheet_runs_a_text_and_numbers_stay_exact(text: str, tmp_path: Path):
+    import pyarrow.parquet as pq
+
+    found = finding(Item(kind="table", title=text, columns=(text, "Number"), rows=((text, -0.1234567890123456), (f"a{text}", -7))))
+    (table,) = tables_of(found, [])
+    assert list(csv.reader(io.StringIO(csv_text(table), newline=""))) == [[f"'{text}", "Number"], [f"'{text}", "-0.1234567890123456"], [f"a{text}", "-7"]]
+    stacked = list(csv.reader(io.StringIO(stacked_csv([(found, [])]), newline="")))
+    assert stacked[1] == [found.key, f"'{text}", f"'{text}", "-0.1234567890123456"]
+    write_parquet(table, tmp_path / "x.parquet")
+    assert pq.read_table(tmp_path / "x.parquet").to_pylist() == [{text: text, "Number": -0.1234567890123456}, {text: f"a{text}", "Number": -7.0}]
+
+
+def test_that_answers_were_drawn_is_told_in_every_file(vega):
+    from pptx import Presentation
+
+    rows = [row | {"drawn": "333 of 416, by hash"} for row in answers_rows(4)]
+    said = "Of evaluated/x: 333 of 416 answers, drawn by hash."
+    assert said in html.document([Kept(finding(chart_item()), rows)], title="T")
+    show = Presentation(io.BytesIO(presentation([Kept(finding(chart_item()), rows)], title="T")))
+    assert [s for slide in show.slides for s in slide.shapes if s.has_text_frame and said in s.text_frame.text]
+    (table,) = tables_of(finding(chart_item()), rows)[1:]
+    assert [row[table.columns.index("Kept")] for row in table.rows] == ["333 of 416, by hash"] * 4
+
+
+PIECES = ["<script>alert(1)</script>", "</script>", "<!--", "]]>", "'\"`", "{{7*7}}", "{% x %}", "&lt;", "$(id)", "; id\n", "\r", "\x00", "\x1b[2J", "\u202e", "\u2028", "\u2066",
+          "=1+1", "@x", "😀", "javascript:x", "\\u003c"]  # fmt: skip
+HOSTILE_TEXT = st.lists(st.sampled_from(PIECES) | st.text(max_size=8), min_size=1, max_size=6).map("".join)
+
+
+@cache
+def made(said: str) -> tuple[Kept, Page, list[list[str]]]:
+    """A finding with a text in every place, its page, and the elements of its slides."""
+    from pptx import Presentation
+
+    whole = finding(said=said)
+    one = Kept(finding(*(item for item in whole.items if not pictures.is_picture(item)), said=said), answers_rows(2, said))
+    page = Page(html.document([Kept(whole, one.answers)], title="T" + said, beside=html.Beside(())))
+    show = Presentation(io.BytesIO(presentation([one], title="T" + said)))
+    elements = [[e.tag for e in slide._element.iter() if e.tag.endswith(("}sp", "}graphicFrame", "}hlinkClick"))] for slide in show.slides]
+    return one, page, elements
+
+
+@settings(max_examples=6, deadline=None)
+@given(said=HOSTILE_TEXT)
+def test_no_text_becomes_markup_or_code(said: str):
+    (one, page, slides), (_, tame, expected) = made(said), made(" tame")
+    assert page.elements == tame.elements
+    assert [link for link in page.links if not link.startswith("#")] == [link for link in tame.links if not link.startswith("#")]
+    assert json.loads(page.inside["script"][0])["findings"][0]["answers"]["rows"][0][1] == "Question 0?" + said
+    assert slides == expected
+    for table in tables_of(one.finding, one.answers):
+        read = list(csv.reader(io.StringIO(csv_text(table), newline="")))
+        lines = [table.columns, *table.rows]
+        assert [len(line) for line in read] == [len(line) for line in lines]
+        assert not [
+            c for now, was in zip(read, lines, strict=True) for c, w in zip(now, was, strict=True) if isinstance(w, str) and c.startswith(tuple("=+-@\t\r"))
+        ]
+    try:
+        command = shlex.split(one.finding.sources[0].command)
+    except ValueError:  # quotes that are left open are no command
+        command = []
+    assert shlex.split(facts.reproduction(one.finding), comments=True) == ["set", "-e", *command]
 
 
 def test_half_characters_of_models_do_not_stop_an_export(vega, tmp_path: Path):

@@ -1,6 +1,7 @@
 """Rates of a few variants beside each other: a dot and its interval a row."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import altair as alt
 import pandas as pd
@@ -42,7 +43,10 @@ def rate_rows(
         base.transform_filter("isValid(datum.value)").mark_point(filled=True, size=130, opacity=1).encode(x=x, y=y, color=colour, shape=shape, tooltip=tooltip)
     )
     middle = sum(domain) / 2  # a label stands on the side that has more room, so that phones do not cut it
-    sides = ((f"datum.high <= {middle}", "left", 10, "high:Q"), (f"datum.high > {middle}", "right", -10, "low:Q"))
+    sides: tuple[tuple[str, Literal["left", "right"], int, str], ...] = (
+        (f"datum.high <= {middle}", "left", 10, "high:Q"),
+        (f"datum.high > {middle}", "right", -10, "low:Q"),
+    )
     words = [
         base.transform_filter(where).mark_text(align=align, dx=dx, fontSize=13).encode(x=alt.X(edge, scale=scale), y=y, text="label:N", color=alt.value("#888"))
         for where, align, dx, edge in sides

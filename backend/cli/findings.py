@@ -1,16 +1,19 @@
-"""``python -m backend findings list|show|export``: what was kept from pages, and files of it for others."""
+"""``python -m backend findings list|show|export|reproduce``: what was kept from pages, files of it for others, and its numbers made anew."""
 
 import argparse
+import time
 from pathlib import Path
 from typing import Any, get_args
 
-from backend.cli.output import print_json, print_table, say
+from backend.cli.output import ProgressLine, print_json, print_table, say
 from backend.errors import InputError
 from backend.reports import export, sources, store
 from backend.reports.facts import facts, title_of
 from backend.reports.records import Finding, to_record
+from backend.reports.reproduce import Rerun
 
-_STATES = {"same": "as it was", "changed": "has changed since", "gone": "is gone", "live": "worked out live"}
+_MOST_DIFFERENT = 20
+"""Numbers that differ, printed of a table."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -24,7 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     exporting.add_argument("--format", choices=get_args(export.Format), default="html")
     exporting.add_argument("--out", type=Path, required=True, help="a file for html and pptx; a folder, or a .zip of it, for the others; csv takes a .csv too")
     exporting.add_argument("--address", default="", help="of a dashboard that has these findings, such as https://host: each gets a link back to it")
-    for action in (listing, showing, exporting):
+    reproducing = actions.add_parser("reproduce", help="run the commands behind a finding anew, and say which numbers differ")
+    reproducing.add_argument("key")
+    for action in (listing, showing, exporting, reproducing):
         action.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -33,6 +38,8 @@ def run(options: argparse.Namespace) -> int:
         return _list(options)
     if options.action == "show":
         return _show(store.load(options.key), is_json=options.json)
+    if options.action == "reproduce":
+        return _reproduce(store.load(options.key), is_json=options.json)
     return _export(options)
 
 
@@ -69,7 +76,7 @@ def _show(finding: Finding, *, is_json: bool) -> int:
     for item in finding.items:
         print(f"{item.kind}: {_line(item.title)}" + (f" ({len(item.rows)} rows)" if item.rows else ""))
     for source, state in zip(finding.sources, states, strict=True):
-        print(f"\n{_line(title_of(source))}" + ("" if state == "live" else f": {_STATES[state]}"))
+        print(f"\n{_line(title_of(source))}" + ("" if state == "live" else f": {sources.SAID[state]}"))
         for name, text in facts(source).items():
             print(f"  {name}: {_line(text)}")
         if source.command:
@@ -95,6 +102,36 @@ def _export(options: argparse.Namespace) -> int:
     else:
         say(f"Wrote {options.out} ({size / 1e6:.1f} MB).")
     return 0
+
+
+def _reproduce(finding: Finding, *, is_json: bool) -> int:
+    rerun, line = Rerun(finding).start(), ProgressLine()
+    try:
+        while rerun.state == "running":
+            line.show(_line(rerun.line))
+            time.sleep(0.2)
+    except KeyboardInterrupt:
+        rerun.stop()
+        rerun.wait()
+    line.end()
+    if is_json:
+        print_json(rerun.as_record())
+    else:
+        _print_held(rerun)
+    if rerun.fault:
+        say(_line(rerun.fault))
+    return {"done": 0, "stopped": 130}.get(rerun.state, 1)
+
+
+def _print_held(rerun: Rerun) -> None:
+    for held in rerun.held:
+        print(f"{_line(held.title)}: {held.sentence()}")
+        for pair in held.different[:_MOST_DIFFERENT]:
+            print(_line(f"  {pair.row}, {pair.column}: {pair.first} then, {pair.second} now"))
+        if (more := len(held.different) - _MOST_DIFFERENT) > 0:
+            print(f"  and {more:,} more; --json gives all")
+    for sentence in rerun.left_out:
+        print(_line(sentence))
 
 
 def _line(text: str) -> str:

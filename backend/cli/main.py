@@ -28,16 +28,23 @@ COMMANDS = {
     "directions": "directions of the residual stream: make, import, list",
     "sae": "sparse autoencoders: list, fetch, add; make one for the embedded model",
     "space": "put PersonaScope on a Space of the Hub",
-    "findings": "what was kept from pages: list it, show it, files of it for others",
+    "findings": "what was kept from pages: list it, show it, make it anew, files of it for others",
     "bench": "measure the engine beside the tools of the field",
     "doctor": "say what works on this machine",
 }
 
 
+class _Parser(argparse.ArgumentParser):
+    """Takes options by their whole name; parsers of sub-commands are of the same class."""
+
+    def __init__(self, **options) -> None:
+        super().__init__(**options, allow_abbrev=False)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; the exit code is 0, 1 for a fault that was told, 130 for an interrupt."""
     given = sys.argv[1:] if arguments is None else arguments
-    parser = argparse.ArgumentParser(prog="python -m backend", description="PersonaScope: explore misaligned personas in language models.")
+    parser = _Parser(prog="python -m backend", description="PersonaScope: explore misaligned personas in language models.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     chosen = next((a for a in given if a in COMMANDS), "")
     module = importlib.import_module(f"backend.cli.{chosen.replace('-', '_')}{'_' * keyword.iskeyword(chosen)}") if chosen else None

@@ -17,6 +17,7 @@ from backend.reports import facts
 from backend.reports.look import FONT, MONO, THEMES, chart_config, palette
 from backend.reports.pictures import bare_spec
 from backend.reports.records import Finding, Item
+from backend.reports.sources import told_draws
 from backend.reports.tables import answers_table, table_of
 from backend.reports.web import web_file
 
@@ -108,6 +109,7 @@ def _view(kept: Kept) -> dict[str, Any]:
     return {
         "finding": finding,
         "n_answers": len(kept.answers),
+        "draws": told_draws(kept.answers),
         "items": [{"item": item, "n": len(table_of(item).rows)} for item in finding.items],
         "alike": alike,
         "sources": [

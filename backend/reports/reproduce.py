@@ -5,7 +5,6 @@ Only commands of this program that make results are run, as words, never through
 """
 
 import contextlib
-import json
 import os
 import shlex
 import shutil
@@ -15,22 +14,20 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from backend.errors import InputError
+from backend.errors import BackendError, InputError
 from backend.paths import CHECKOUT, home
-from backend.reports import sources
-from backend.reports.numbers import Held, hold
+from backend.reports import anew, store
+from backend.reports.facts import title_of
+from backend.reports.numbers import Held
 from backend.reports.records import Finding, Source
 
 State = Literal["running", "done", "failed", "stopped"]
 _MAKES = {"generate", "evaluate", "latents", "diff", "sweep", "causal", "study"}
-_NAMES_A_ROW = ("row", "variant", "question", "question_id", "prompt_id", "sample", "latent", "run", "step", "measure")
-_LEFT_OUT = {"row", "tokens_per_second", "rollout", "key"}
-"""Columns that are no results: names within a run, and how fast the machine was."""
 
 
 @dataclass(slots=True)
@@ -57,52 +54,77 @@ class Rerun:
     def stop(self) -> None:
         self._stop.set()
 
+    def wait(self) -> None:
+        """Until it has ended."""
+        while self.state == "running":
+            time.sleep(0.1)
+
+    def as_record(self) -> dict[str, Any]:
+        """As the command line prints it."""
+        told = [
+            {"title": h.title, "n": len(h.pairs), "n_equal": len(h.pairs) - len(h.different), "n_only_then": h.n_only_first, "n_only_now": h.n_only_second,
+             "different": [{"row": p.row, "column": p.column, "then": p.first, "now": p.second} for p in h.different]}
+            for h in self.held
+        ]  # fmt: skip
+        return {"key": self.finding.key, "state": self.state, "fault": self.fault, "seconds": round(self.seconds, 1), "held": told, "left_out": self.left_out}
+
     def _run(self) -> None:
         begun = time.monotonic()
+        state: State = "done"
         try:
             with _scratch() as place:
-                for source in self.finding.sources:
-                    self._source(source, place)
-            self.state = "done"
-        except InputError as fault:
-            self.state, self.fault = ("stopped" if self._stop.is_set() else "failed"), str(fault)
+                self._work(place)
+        except BackendError as fault:
+            state, self.fault = "failed", str(fault)
         except OSError as fault:
-            self.state, self.fault = "failed", f"It could not be made anew: {fault.strerror}. Free some space, then try again."
-        finally:
-            self.seconds = time.monotonic() - begun
+            state, self.fault = "failed", f"It could not be made anew: {fault.strerror}. Free some space, then try again."
+        except Exception as fault:  # else a thread would end unheard, and who waits for it would wait for ever
+            state, self.fault = "failed", f"It could not be made anew ({type(fault).__name__}). Run its commands in a shell to see why."
+        self.seconds = time.monotonic() - begun
+        self.state = "stopped" if state == "failed" and self._stop.is_set() else state
 
-    def _source(self, source: Source, place: Path) -> None:
-        title = source.place or "What was read live"
-        try:
-            words = checked(source.command)
-        except InputError as fault:
-            self.left_out.append(f"{title}: {fault}")
-            return
-        told = self._execute(words, place)
-        if words[0] == "generate":
-            self.held += _answers(self.finding, told)
-        elif words[0] == "latents":
-            self.held += _tokens(self.finding, told)
-        else:
-            self._tables(title, source, place)
+    def _work(self, place: Path) -> None:
+        """Each command once, then what it made against what was kept."""
+        commands: dict[tuple[str, ...], list[Source]] = {}
+        for source in self.finding.sources:
+            try:
+                commands.setdefault(tuple(checked(source.command)), []).append(source)
+            except InputError as fault:
+                self.left_out.append(f"{title_of(source)}: {fault}")
+        answers = store.answers(self.finding.key)
+        made: list[anew.Made] = []
+        for words, behind in commands.items():
+            told = self._execute(words, place)
+            for source in behind:
+                if words[0] == "latents":
+                    self._note(source, anew.hold_tokens(self.finding, told))
+                elif (one := anew.made_of(source, words, told, place / "results")) is None:
+                    self.left_out.append(f"{title_of(source)}: the command made no such result, so there is nothing to hold against what was kept.")
+                else:
+                    made.append(one)
+                    held, why = anew.hold_source(source, one, answers)
+                    self.left_out += filter(None, [why])
+                    self._note(source, held + (anew.hold_printed_answers(self.finding, one) if words[0] == "generate" else []))
+        self._items(made)
 
-    def _tables(self, title: str, source: Source, place: Path) -> None:
-        kept = sources.path_of(source)
-        made = _twin(source, place / "results")
-        if kept is None or made is None:
-            self.left_out.append(
-                f"{title}: {'the stored result is gone' if kept is None else 'the command made no such result'}, so there is nothing to hold against each other."
-            )
-            return
-        if sources.state(source) == "changed":
-            self.left_out.append(f"{title}: it has changed since it was kept; held against each other are today's and the new one.")
-        for file in sorted(f for f in kept.iterdir() if f.suffix in (".parquet", ".csv")):
-            if (made / file.name).is_file():
-                first, second = _rows(file), _rows(made / file.name)
-                by = [name for name in _NAMES_A_ROW if name != "row" and first and name in first[0]]
-                self.held.append(hold(f"{title}: {file.stem}", first, second, by=by))
+    def _note(self, source: Source, held: Sequence[Held]) -> None:
+        self.held += held
+        if not held:
+            self.left_out.append(f"{title_of(source)}: made anew, but the finding keeps no answer and no number of it to hold against.")
 
-    def _execute(self, words: list[str], place: Path) -> str:
+    def _items(self, made: Sequence[anew.Made]) -> None:
+        """The numbers of pictures, where a table that was made has them."""
+        told = {held.title for held in self.held}
+        unheld = []
+        for item in self.finding.items:
+            if held := anew.hold_item(item, made):
+                self.held.append(held)
+            elif item.title not in told and (item.rows or item.drawing):
+                unheld.append(f"“{item.title}”")
+        if made and unheld:
+            self.left_out.append(f"Worked out by the page from what is held here, so not held once more: {', '.join(unheld)}.")
+
+    def _execute(self, words: Sequence[str], place: Path) -> str:
         """Run one command; what it printed.
 
         Raises:
@@ -149,6 +171,8 @@ def checked(command: str) -> list[str]:
     kept = []
     rest = iter(words[3:])
     for word in rest:
+        if len(name := word.partition("=")[0]) > 2 and name != "--out" and "--out".startswith(name):
+            raise InputError(f"its command shortens --out to {name}, so it was not made anew. Write the option in full.")
         if word == "--out":
             next(rest, None)
         elif not word.startswith("--out=") and word not in ("--json", "--save"):
@@ -171,56 +195,3 @@ def _scratch() -> Iterator[Path]:
         yield place
     finally:
         shutil.rmtree(place, ignore_errors=True)
-
-
-def _twin(source: Source, results: Path) -> Path | None:
-    """The result that a rerun made of a source: of its kind, about the same."""
-    kind = source.place.split("/")[0]
-    for folder in sorted((results / kind).iterdir()) if (results / kind).is_dir() else ():
-        with contextlib.suppress(OSError, ValueError):
-            about = json.loads((folder / "manifest.json").read_text("utf-8"))
-            if all(about.get(name) == source.manifest.get(name) for name in ("variant", "organism", "sae", "texts", "directions", "sources", "study")):
-                return folder
-    return None
-
-
-def _rows(file: Path) -> list[dict[str, Any]]:
-    import duckdb
-
-    reader = "read_parquet(?)" if file.suffix == ".parquet" else "read_csv(?)"
-    with duckdb.connect() as connection:
-        found = connection.execute(f"SELECT * FROM {reader}", [str(file)])
-        names = [column[0] for column in found.description]
-        return [{n: v for n, v in zip(names, values, strict=True) if n not in _LEFT_OUT} for values in found.fetchall()]
-
-
-def _answers(finding: Finding, told: str) -> list[Held]:
-    """Answers on the page against those written anew."""
-    made = [{"Name": r["variant"], "Prompt": r["messages"][-1]["content"], "Answer": r["answer"]} for r in json.loads(told)]
-    held = []
-    for item in finding.items:
-        if item.kind == "answers" and "Name" in item.columns:
-            kept = [{name: row[item.columns.index(name)] for name in ("Name", "Prompt", "Answer")} for row in item.rows]
-            names = {row["Name"] for row in kept}
-            held.append(hold(item.title, kept, [row for row in made if row["Name"] in names], by=("Name", "Prompt")))
-    return held
-
-
-def _tokens(finding: Finding, told: str) -> list[Held]:
-    """Latents' activations on the page against those read anew."""
-    made = json.loads(told)
-    values = made["values"]
-    held = []
-    for item in finding.items:
-        drawing = item.drawing or {}
-        latent = next((name for name in next(iter(values.values()), {}) if f"latent {name} " in item.title.lower() + " "), None)
-        if item.kind != "tokens" or latent is None:
-            continue
-        panels = [panel for panel in drawing["panels"] if not panel["signed"]]
-        kept = [{"place": place, panel["title"]: value} for panel in panels for place, value in enumerate(panel["values"]) if value is not None]
-        new = [
-            {"place": place, panel["title"]: float(f"{value:.4g}")}
-            for panel, (_, of) in zip(panels, values.items(), strict=False) for place, value in enumerate(of[latent]) if panel["values"][place] is not None
-        ]  # fmt: skip
-        held.append(hold(item.title, kept, new, by=("place",)))
-    return held

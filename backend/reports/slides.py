@@ -6,7 +6,7 @@ import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
-from backend.reports import facts, pictures
+from backend.reports import facts, pictures, sources
 from backend.reports.html import Kept
 from backend.reports.look import palette
 from backend.reports.records import Finding, Item
@@ -43,7 +43,7 @@ def presentation(kept: Sequence[Kept], *, title: str) -> bytes:
             if pictures.is_picture(item):
                 deck.picture(item, facts.summary(finding))
         if chosen := chosen_answers(one):
-            deck.answers(*chosen)
+            deck.answers(*chosen, sources.told_draws(one.answers))
         deck.origin(finding)
     out = io.BytesIO()
     show.save(out)
@@ -147,7 +147,7 @@ class _Deck:
         placed._element.nvPicPr.cNvPr.set("descr", readable(item.alt or item.title).replace("\n", " ")[:2000])
         self._text(slide, " ".join(filter(None, [item.text, f"({told})" if told else ""])), top=6.4, height=0.75, sizes=(14, 13, 12, 11, 10), faint=True)
 
-    def answers(self, said: str, rows: list[tuple[str, str, str]]) -> None:
+    def answers(self, said: str, rows: list[tuple[str, str, str]], draws: str) -> None:
         from pptx.util import Inches, Pt
 
         slide = self._slide("Answers, side by side")
@@ -168,7 +168,7 @@ class _Deck:
                     paragraph.font.color.rgb = self._rgb(self.colours.text)
         self._text(
             slide,
-            f"{said}. Organisms are deliberately misaligned; their answers are research material, not advice.",
+            " ".join(filter(None, [f"{said}.", draws, "Organisms are deliberately misaligned; their answers are research material, not advice."])),
             top=6.55,
             height=0.6,
             sizes=(12, 11, 10),

@@ -7,15 +7,18 @@ import json
 import re
 import secrets
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from backend.errors import BackendError, ConfigError, ResultMissingError
-from backend.paths import CACHED_RESULTS, home, new_folder, told_disk_faults, write_text
-from backend.reports.records import Finding, check_words, dumps, from_record
+from backend.paths import CACHED_RESULTS, home, mend, new_folder, told_disk_faults, write_text
+from backend.reports.records import DAMAGED, Finding, Item, check_words, dumps, from_record
 
 _FILE, _ANSWERS, _ORDER = "finding.json", "answers.parquet", "order.json"
+_KEY = re.compile(r"[a-z0-9-]{1,60}")
 _ALPHABET = "abcdefghjkmnpqrstuvwxyz23456789"  # none that is taken for another when read aloud
 
 
@@ -40,16 +43,15 @@ def save(finding: Finding, answers: Sequence[dict[str, Any]] = (), *, root: Path
         InputError: Its words are too many.
         DiskError: No space, or not writable; an earlier state of it stays.
     """
+    import io
+
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    check_words(finding.title, finding.note, finding.tags)
-    folder = (root or roots()[0]) / finding.key
-    with told_disk_faults("keeping the finding"), new_folder(folder) as part:
-        (part / _FILE).write_text(dumps(finding), "utf-8")
-        if answers:
-            pq.write_table(pa.Table.from_pylist(list(answers)), part / _ANSWERS, compression="zstd")
-    return folder
+    table = io.BytesIO()
+    if answers:
+        pq.write_table(pa.Table.from_pylist(list(answers)), table, compression="zstd")
+    return _write(finding, table.getvalue(), root or roots()[0])
 
 
 def load(key: str) -> Finding:
@@ -59,6 +61,7 @@ def load(key: str) -> Finding:
         ResultMissingError: There is none.
         ConfigError: Its file is damaged, or of a newer version.
     """
+    mend(roots()[0])
     return _load(folder_of(key))
 
 
@@ -68,7 +71,7 @@ def folder_of(key: str) -> Path:
     Raises:
         ResultMissingError: There is none.
     """
-    if re.fullmatch(r"[a-z0-9-]{1,60}", key):
+    if _KEY.fullmatch(key):
         for root in roots():
             if (root / key / _FILE).is_file():
                 return root / key
@@ -81,15 +84,16 @@ def is_own(key: str) -> bool:
 
 
 def all_findings() -> tuple[list[Finding], list[str]]:
-    """All of them in their order, and a sentence for each that cannot be read."""
+    """All of them in their order, and a sentence for each that cannot be read. Of their items these have kind, title and text alone; ``load`` reads the rest."""
     found: dict[str, Finding] = {}
     faults = []
+    mend(roots()[0])
     for root in roots():
         for folder in sorted(root.iterdir()) if root.is_dir() else ():
-            if folder.name in found or not (folder / _FILE).is_file():
+            if folder.name in found or not _KEY.fullmatch(folder.name) or (stamp := _stamp(folder / _FILE)) is None:
                 continue
             try:
-                found[folder.name] = _load(folder)
+                found[folder.name] = _outline(folder, stamp)
             except BackendError as fault:
                 faults.append(f"{folder.name}: {fault}")
     place = {key: n for n, key in enumerate(_order())}
@@ -113,15 +117,23 @@ def move(key: str, by: int) -> None:
 
 
 def change(key: str, how: Callable[[Finding], Finding]) -> Finding:
-    """Say something of a finding anew; what is shipped is copied to the user's own first.
+    """Say something of a finding anew, the answers kept with it as they are; what is shipped is copied to the user's own first.
 
     Raises:
         ResultMissingError: There is none.
         InputError: Its words are too many.
+        ConfigError: The file of its answers cannot be read; it stays as it was.
         DiskError: No space, or not writable; it stays as it was.
     """
     finding = how(load(key))
-    save(finding, answers(key))
+    file = folder_of(key) / _ANSWERS
+    try:
+        kept = file.read_bytes() if file.exists() else b""
+    except OSError as fault:
+        raise ConfigError(
+            f"The answers kept with this finding cannot be read ({fault.strerror}), so nothing was changed. Make {file} readable, then try again."
+        ) from fault
+    _write(finding, kept, roots()[0])
     return finding
 
 
@@ -148,16 +160,41 @@ def answers(key: str) -> list[dict[str, Any]]:
 
     try:
         return pq.read_table(folder_of(key) / _ANSWERS).to_pylist()
-    except (OSError, pyarrow.lib.ArrowException):
+    except (OSError, pyarrow.lib.ArrowException, ResultMissingError):
         return []
+
+
+def _write(finding: Finding, answers: bytes, root: Path) -> Path:
+    check_words(finding.title, finding.note, finding.tags)
+    with told_disk_faults("keeping the finding"), new_folder(root / finding.key) as part:
+        (part / _FILE).write_text(dumps(finding), "utf-8")
+        if answers:
+            (part / _ANSWERS).write_bytes(answers)
+    return root / finding.key
 
 
 def _load(folder: Path) -> Finding:
     try:
         record = json.loads((folder / _FILE).read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as fault:
-        raise ConfigError("The file of this finding is damaged. Take it out of the folder, or bring back a copy.") from fault
-    return from_record(record)
+        raise ConfigError(DAMAGED) from fault
+    return replace(from_record(record), key=folder.name)  # what a file says of its place is not followed
+
+
+def _stamp(file: Path) -> tuple[int, int] | None:
+    """Changes when a file does; None where there is none."""
+    try:
+        about = file.stat()
+    except OSError:
+        return None
+    return about.st_mtime_ns, about.st_size
+
+
+@lru_cache(maxsize=2000)
+def _outline(folder: Path, stamp: tuple[int, int]) -> Finding:
+    """A finding without pictures and numbers, read again where its file has changed."""
+    found = _load(folder)
+    return replace(found, items=tuple(Item(kind=item.kind, title=item.title, text=item.text) for item in found.items))
 
 
 def _order() -> list[str]:

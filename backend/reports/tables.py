@@ -10,7 +10,8 @@ from typing import Any
 
 from backend.reports.records import Cell, Finding, Item
 
-ANSWERS = {"variant": "Variant", "question": "Prompt", "answer": "Answer", "aligned": "Aligned", "coherent": "Coherent", "source": "Source"}
+ANSWERS = {"variant": "Variant", "question": "Prompt", "answer": "Answer", "aligned": "Aligned", "coherent": "Coherent", "source": "Source", "drawn": "Kept"}
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what begins a formula in some spreadsheet
 _ROLES = {"s": "special", "t": "template", "c": "content"}
 
 
@@ -49,7 +50,7 @@ def slug(title: str, place: int) -> str:
 
 
 def csv_text(table: Table) -> str:
-    """Comma-separated, numbers in full, missing cells empty."""
+    """Comma-separated, numbers in full, missing cells empty. A text that a spreadsheet would take for a formula begins with an apostrophe."""
     return _csv([table.columns, *table.rows])
 
 
@@ -92,9 +93,14 @@ def _text(text: str) -> str:
 
 
 def _csv(lines: Sequence[Sequence[Cell]]) -> str:
+    """With both ends of a line in it, since Python quotes no other: a bare one in a text would begin a row, which could be a formula."""
     out = io.StringIO()
-    csv.writer(out, lineterminator="\n").writerows(lines)
+    csv.writer(out, lineterminator="\r\n").writerows([[_inert(cell) for cell in line] for line in lines])
     return out.getvalue()
+
+
+def _inert(cell: Cell) -> Cell:
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA) else cell
 
 
 def _tokens(drawing: dict[str, Any]) -> tuple[tuple[str, ...], list[tuple[Cell, ...]]]:

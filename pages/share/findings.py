@@ -110,19 +110,28 @@ def show_one(finding: Finding) -> None:
 
 @st.dialog("Edit the finding")
 def edit(finding: Finding) -> None:
-    """Its words; pictures and numbers stay."""
+    """Its words, and what is kept with it under which titles; numbers stay."""
     title = st.text_input("Title", value=finding.title, max_chars=LONGEST_TITLE)
     note = st.text_area("Note", value=finding.note, max_chars=LONGEST_NOTE)
     tags = st.multiselect(
         "Tags", sorted({*finding.tags, *(t for f in store.all_findings()[0] for t in f.tags)}), default=list(finding.tags), accept_new_options=True
     )
+    titles = edit_items(finding)
     if st.button("Save", type="primary"):
         try:
-            store.change(finding.key, lambda kept: kept.with_words(title=title, note=note, tags=tags, edited=store.now()))
+            store.change(finding.key, lambda kept: kept.with_items(titles).with_words(title=title, note=note, tags=tags, edited=store.now()))
         except BackendError as fault:
             st.error(look.plain(str(fault)))
             return
         st.rerun()
+
+
+def edit_items(finding: Finding) -> dict[int, str]:
+    """Places of the items that stay, with their titles: the claims of presentation and slides."""
+    places = range(len(finding.items))
+    stay = st.multiselect("What stays on it", places, default=list(places), format_func=lambda n: f"{n + 1}. {finding.items[n].title or finding.items[n].kind}")
+    with st.expander("Titles, as a presentation shows them"):
+        return {n: st.text_input(f"Title of {n + 1}", value=finding.items[n].title, key=f"title_{finding.key}_{n}") for n in sorted(stay)}
 
 
 @st.dialog("Remove the finding")
@@ -166,8 +175,12 @@ def show_beside(found: list[Finding]) -> None:
 
 if fault := st.session_state.pop("finding_fault", ""):
     st.error(look.plain(fault))
-asked = kept_list("f")
+asked = list(dict.fromkeys(kept_list("f")))
 opened: list[Finding] = []
+if len(asked) > MOST_COMPARED:
+    st.warning(
+        f"The link names {len(asked)} findings. Beside each other are shown at most {MOST_COMPARED}, here the first ones; present or export takes them all."
+    )
 for one in asked[:MOST_COMPARED]:
     try:
         opened.append(store.load(one))

@@ -9,9 +9,9 @@ from backend.reports import sources, store
 from backend.reports.facts import facts, title_of
 from backend.reports.numbers import Held
 from backend.reports.records import Finding, Item
+from backend.reports.tables import csv_text, table_of
 from pages.shared import look, token_view
 
-_STATES = {"same": "as it was", "changed": "has changed since", "gone": "is gone", "live": "worked out live"}
 _SHOWN_ANSWERS = 20
 MOST_DIFFERENT = 500
 
@@ -24,7 +24,7 @@ def show(finding: Finding, *, key: str, with_tables: bool = True) -> None:
 
 def show_item(item: Item, *, key: str, with_table: bool = True, large: bool = False) -> None:
     """One picture, token view, list of answers or table; ``large`` without what a screen of its own says above it."""
-    if item.title and not large and item.kind != "tokens" and not (item.kind == "chart" and _has_title(item)):
+    if item.title and not large and item.kind != "tokens" and not (item.kind == "chart" and _says_title(item)):
         st.markdown("#### " + look.plain(item.title))
         if item.text:
             st.caption(look.plain(item.text))
@@ -46,7 +46,7 @@ def show_table(item: Item, *, key: str) -> None:
     """The numbers behind an item, with a file of them."""
     table = pd.DataFrame(list(item.rows), columns=list(item.columns))
     st.dataframe(table, hide_index=True, key=f"{key}_table", alt=f"{', '.join(item.columns)}: {len(table)} rows")
-    st.download_button("Download CSV", table.to_csv(index=False), "numbers.csv", "text/csv", icon=":material/download:", key=f"{key}_csv")
+    st.download_button("Download CSV", csv_text(table_of(item)), "numbers.csv", "text/csv", icon=":material/download:", key=f"{key}_csv")
 
 
 def show_answers(rows: list[dict[str, Any]], *, key: str, said: str = "") -> None:
@@ -70,9 +70,12 @@ def show_answers(rows: list[dict[str, Any]], *, key: str, said: str = "") -> Non
 def show_today(finding: Finding) -> None:
     """Whether today's data are those of then, said once; nothing where all are."""
     states = {source.place: sources.state(source) for source in finding.sources if source.place}
-    for state, start in (("changed", "Today's data differ from then"), ("gone", "Stored results behind this are gone")):
+    for state, start, more in (
+        ("changed", "Today's data differ from then", "What is shown here is what was kept."),
+        ("gone", "Stored results behind this are gone", "The pictures, numbers and answers kept here stay."),
+        ("unknown", "Whether today's data are those of then is not known", "An earlier version kept this without a digest; keep it anew to know."),
+    ):
         if places := [place for place, found in states.items() if found == state]:
-            more = "What is shown here is what was kept." if state == "changed" else "The pictures, numbers and answers kept here stay."
             st.warning(look.plain(f"{start}: {', '.join(places)}. {more}"), icon=":material/history:")
     if states and set(states.values()) == {"same"}:
         st.caption(f"Today's data are those of then ({len(states)} {'result' if len(states) == 1 else 'results'} checked by content).")
@@ -82,7 +85,7 @@ def show_sources(finding: Finding) -> None:
     """Models, autoencoder, prompts, judge, seed, versions and command of each source."""
     for source in finding.sources:
         with st.container(border=True):
-            st.markdown(f"**{look.plain(title_of(source))}**, {_STATES[sources.state(source)]}")
+            st.markdown(f"**{look.plain(title_of(source))}**, {sources.SAID[sources.state(source)]}")
             look.facts(facts(source))
             if source.command:
                 st.code(source.command, language=None, wrap_lines=True)
@@ -95,6 +98,8 @@ def answers_behind(finding: Finding, *, key: str) -> None:
     if not kept:
         return
     with st.expander(f"{len(kept):,} answers behind the numbers"):
+        if told := sources.told_draws(kept):
+            st.caption(look.plain(told))
         words = st.text_input("Text in answer or question", key=f"{key}_find", max_chars=200).strip().lower()
         rows = [r for r in kept if not words or words in f"{r['question']}\n{r['answer']}".lower()]
         named = [{"Variant": r["variant"], "Prompt": r["question"], "Answer": r["answer"], "Aligned": r["aligned"], "Coherent": r["coherent"]} for r in rows]
@@ -110,8 +115,11 @@ def show_held(held: Held, *, names: tuple[str, str] = ("Then", "Now")) -> None:
             st.dataframe(pd.DataFrame(rows), hide_index=True, alt="Numbers that differ, both values")
 
 
-def _has_title(item: Item) -> bool:
-    return bool((item.drawing or {}).get("title"))
+def _says_title(item: Item) -> bool:
+    """Whether a picture says its item's title itself."""
+    told = (item.drawing or {}).get("title")
+    text = told.get("text", "") if isinstance(told, dict) else told or ""
+    return (" ".join(map(str, text)) if isinstance(text, list) else str(text)) == item.title
 
 
 def _untitled(drawing: dict[str, Any]) -> dict[str, Any]:

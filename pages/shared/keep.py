@@ -6,13 +6,14 @@ A page draws its pictures by ``chart`` and names what its numbers came from by `
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import altair
 import pandas as pd
 import streamlit as st
 
-from backend.errors import BackendError
+from backend.errors import BackendError, InputError
 from backend.hosting.exposure import is_hosted
 from backend.reports import sources, store
 from backend.reports.records import LONGEST_NOTE, LONGEST_TITLE, Cell, Finding, Item, Kind, Source
@@ -24,6 +25,8 @@ _MEMORY = "on_screen"
 MOST_ROWS = 5000
 """Of a table that goes into a finding; whole results lie in the store."""
 
+MOST_SUGGESTED = 4
+
 
 @dataclass(slots=True)
 class Screen:
@@ -34,6 +37,21 @@ class Screen:
     """Stored results to the command that makes what is shown of them; an empty one stands for all of them."""
 
     live: dict[str, Source] = field(default_factory=dict)
+    made: dict[str, Item] = field(default_factory=dict)
+    """Items that a dialog has asked for, by their key."""
+
+    def item(self, key: str) -> Item:
+        """One of ``items``, worked out once."""
+        if key not in self.made:
+            self.made[key] = self.items[key][1]()
+        return self.made[key]
+
+    def suggested(self) -> list[str]:
+        """Keys of what is kept unless somebody chooses: all of a few, of more the first picture and the answers."""
+        if len(self.items) <= MOST_SUGGESTED:
+            return list(self.items)
+        first = next((key for key, (kind, _) in self.items.items() if kind == "chart"), next(iter(self.items)))
+        return [key for key, (kind, _) in self.items.items() if key == first or kind == "answers"]
 
 
 def begin() -> None:
@@ -94,17 +112,16 @@ def offer(page: Any, place: Any) -> None:
 def _ask(page: Any) -> None:
     """Words for what is on screen; a fault leaves them as they are."""
     screen = _screen()
-    names = {
-        "chart": ("picture", "pictures"),
-        "tokens": ("token view", "token views"),
-        "answers": ("list of answers", "lists of answers"),
-        "table": ("table", "tables"),
-    }
-    counts = {kind: sum(1 for one, _ in screen.items.values() if one == kind) for kind in names}
-    st.caption(
-        f"Kept are {', '.join(f'{n} {names[kind][n > 1]}' for kind, n in counts.items() if n)}, the numbers, the answers behind them and where they came from."
+    numbers = {key: n for n, key in enumerate(screen.items, 1)}
+    chosen = st.multiselect(
+        "What is kept",
+        list(screen.items),
+        default=screen.suggested(),
+        key="finding_items",
+        format_func=lambda key: f"{numbers[key]}. {_said(screen.item(key))}",
     )
-    first = next(iter(screen.items.values()))[1]()
+    st.caption("With it the numbers, the answers behind them and where they came from.")
+    first = screen.item(next(iter(screen.items)))
     title = st.text_input("What did you find?", value=(first.title or page.title)[:LONGEST_TITLE], max_chars=LONGEST_TITLE, key="finding_title")
     note = st.text_area("Note", key="finding_note", max_chars=LONGEST_NOTE, placeholder="What it means, what speaks against it, what is next.")
     used = sorted({tag for finding in store.all_findings()[0] for tag in finding.tags})
@@ -112,7 +129,7 @@ def _ask(page: Any) -> None:
     if st.button("Save", type="primary", icon=":material/bookmark_add:", key="finding_save"):
         try:
             with st.spinner("Keeping it…"):
-                key = save(page, title=title, note=note, tags=tags)
+                key = save(page, chosen, title=title, note=note, tags=tags)
         except BackendError as fault:
             st.error(look.plain(str(fault)))
             return
@@ -120,24 +137,34 @@ def _ask(page: Any) -> None:
         st.rerun()
 
 
-def save(page: Any, *, title: str, note: str, tags: Sequence[str]) -> str:
-    """Keep what is on screen; returns the finding's key.
+def save(page: Any, chosen: Sequence[str], *, title: str, note: str, tags: Sequence[str]) -> str:
+    """Keep those items of what is on screen that are chosen by their keys; returns the finding's key.
 
     Raises:
-        InputError: The words are too many.
+        InputError: Nothing is chosen, or the words are too many.
         DiskError: No space, or not writable.
     """
+    if not chosen:
+        raise InputError("A finding keeps at least one picture, table or list of answers. Choose what is kept.")
     screen = _screen()
     whole = [sources.source_of(place) for place, command in screen.places.items() if not command]
     parts = [sources.source_of(place, command) for place, command in screen.places.items() if command]
     about = provenance()
     finding = Finding(
         key=store.new_key(), title=" ".join(title.split()), note=note.strip(), tags=tuple(tags), page=page.url_path, page_title=page.title, query=_choices(),
-        created=store.now(), versions={name: str(version) for name, version in about["versions"].items()}, items=tuple(make() for _, make in screen.items.values()),
+        created=store.now(), versions={name: str(version) for name, version in about["versions"].items()}, items=tuple(screen.item(key) for key in screen.items if key in chosen),
         sources=(*whole, *parts, *screen.live.values()),
     )  # fmt: skip
     store.save(finding, sources.answers_of(whole))
     return finding.key
+
+
+_KINDS: dict[Kind, str] = {"chart": "A picture", "tokens": "Tokens with values", "answers": "Answers", "table": "A table"}
+
+
+def _said(item: Item) -> str:
+    """What an item is called among others."""
+    return shorten(item.title or item.alt, 90, placeholder=" …") or _KINDS[item.kind]
 
 
 def _choices() -> tuple[tuple[str, str], ...]:

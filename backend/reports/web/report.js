@@ -99,7 +99,7 @@ class Rows {
     const { Variant, Prompt, Answer, ...rest } = told;
     const made = make("li", "answer");
     const head = make("p", "who", shown(Variant));
-    const facts = Object.entries(rest).filter(([name, value]) => value !== null && value !== "" && name !== "Source");
+    const facts = Object.entries(rest).filter(([name, value]) => value !== null && value !== "" && name !== "Source" && name !== "Kept");
     head.append(make("span", "facts", facts.map(([name, value]) => `${name} ${shown(value)}`).join(" · ")));
     const asked = make("p", "asked", shown(Prompt));
     const text = make("p", "text", shown(Answer) || "(an empty answer)");
@@ -138,8 +138,11 @@ class Rows {
 
 // Files of what is in the page
 
+/** Numbers in full; a text that a spreadsheet would take for a formula begins with an apostrophe. */
 function csv({ columns, rows }) {
-  const cell = value => (value === null ? "" : /[",\n\r]/.test(value) ? `"${String(value).replaceAll('"', '""')}"` : String(value));
+  const inert = value => (typeof value === "string" && /^[=+\-@\t\r]/.test(value) ? `'${value}` : value);
+  const quoted = value => (/[",\n\r]/.test(value) ? `"${String(value).replaceAll('"', '""')}"` : String(value));
+  const cell = value => (value === null ? "" : quoted(inert(value)));
   return [columns, ...rows].map(row => row.map(cell).join(",")).join("\n") + "\n";
 }
 
