@@ -67,11 +67,17 @@ def read_out(_found: Found, stamp: tuple[str, int], start: str, _series: list[Se
             said.append(f"{one.title}: the rate of {start} cannot be told from the base's at the start, so there is nothing to bring back")
             continue
         halved, home = readouts.halved(behaviour[0]), readouts.back(behaviour[0])
-        words = f"{one.title}: the rate is halved after {study_view.when(halved, limit=limit)} samples, "
-        words += f"within the base's interval from {study_view.when(home, limit=limit)} on"
-        said.append(words + f"; {'before it ' + ', '.join(firsts) + ' turned' if firsts else 'no signal turned before it beyond chance'}")
+        words = f"{one.title}: the rate is halved {_after(halved, limit)}, and within the base's interval {_after(home, limit)}"
+        said.append(words + f"; {', '.join(firsts) + ' turned before it' if firsts else 'no signal turned before it beyond chance'}")
     table = pd.DataFrame(rows).fillna("")
     return said, table.assign(Label=[labels.get(m, "") for m in measured])
+
+
+def _after(found: readouts.When, limit: float) -> str:
+    """Such as "after 105 samples (39 to 212)", or that it is not within what was measured."""
+    low, high = (f"{v:.0f}" if v is not None else f"beyond {limit:.0f}" for v in (found.low, found.high))
+    interval = "" if found.low is None else f" ({low} to {high})"
+    return f"after {found.at:.0f} samples{interval}" if found.at is not None else f"not after {limit:.0f} samples{interval}"
 
 
 def show(found: Found) -> None:
