@@ -53,7 +53,7 @@ def rate_rows(
     ]
     layers = [spans, dots, *words]
     if zero_line:
-        layers.insert(0, alt.Chart(pd.DataFrame({"x": [0.0]})).mark_rule(strokeDash=[4, 4], opacity=0.6).encode(x=alt.X("x:Q", scale=scale)))
+        layers.insert(0, alt.Chart(pd.DataFrame({"x": [0.0]})).mark_rule(strokeDash=[4, 4], color=ROLES["random"].colour).encode(x=alt.X("x:Q", scale=scale)))
     return (
         alt.layer(*layers)
         .properties(

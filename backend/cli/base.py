@@ -1,4 +1,6 @@
-"""What ``--base`` takes: a base model as it is."""
+"""Options that several commands take: ``--base``, a base model as it is, and ``--dtype``."""
+
+import argparse
 
 from backend.errors import InputError
 from backend.models.records import BaseModel
@@ -17,3 +19,10 @@ def base_model(name: str, registry: Registry) -> BaseModel:
         said = "an organism" if organism is not None else "steered"
         raise InputError(f"{name} is {said}; --base takes a base model as it is, such as {base.key}.")
     return base
+
+
+def add_dtype(parser: argparse.ArgumentParser, does: str = "answer") -> None:
+    """``--dtype``, a number format that is chosen; what the command ``does`` in it stands in the help."""
+    parser.add_argument(
+        "--dtype", choices=["bfloat16"], help=f"{does} in this number format, where the processor has it; what comes out differs a little from float32's"
+    )

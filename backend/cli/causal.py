@@ -7,6 +7,7 @@ import argparse
 from functools import cache
 from pathlib import Path
 
+from backend.cli.base import add_dtype
 from backend.cli.output import follow_run, format_seconds, format_share, print_json, print_table, say
 from backend.errors import InputError
 from backend.generation.records import Sampling
@@ -27,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--samples", type=int, default=2, help="answers to each prompt")
     parser.add_argument("--temperature", type=float, default=0.7, help="0 takes the likeliest token, which is calmer and gives each prompt one answer")
     parser.add_argument("--max-new-tokens", type=int, default=64)
-    parser.add_argument("--dtype", choices=["bfloat16"], help="answer in this number format, where the processor has it; texts differ from float32's")
+    add_dtype(parser)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="folder for the result instead of your own store's")
     parser.add_argument("--json", action="store_true", help="print JSON")

@@ -8,6 +8,7 @@ import argparse
 from dataclasses import asdict
 from pathlib import Path
 
+from backend.cli.base import add_dtype
 from backend.cli.judge import add_judge, api_judge, say_cost
 from backend.cli.output import follow, follow_run, format_seconds, format_share, print_json, print_table, say
 from backend.cli.rates import add_thresholds, thresholds
@@ -33,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-new-tokens", type=int, default=128)
     parser.add_argument("--temperature", type=float, default=0.7)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--dtype", choices=["bfloat16"], help="answer in this number format, where the processor has it")
+    add_dtype(parser)
     add_thresholds(parser)
     add_judge(parser)
     parser.add_argument("--out", type=Path, help="folder for the results, one a variant, instead of your own store's")

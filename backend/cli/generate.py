@@ -6,6 +6,7 @@ Rows that the store already has, from the same weights, are not answered again, 
 import argparse
 from pathlib import Path
 
+from backend.cli.base import add_dtype
 from backend.cli.output import follow, print_json, say
 from backend.errors import InputError
 from backend.generation.records import Rollout, Sampling
@@ -26,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--temperature", type=float, default=0.7)
     parser.add_argument("--samples", type=int, default=1, help="answers to each prompt")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--dtype", choices=["bfloat16"], help="answer in this number format, where the processor has it; texts differ from float32's")
+    add_dtype(parser)
     parser.add_argument("--save", action="store_true", help="keep the answers in the store, batch by batch; go on after a kill")
     parser.add_argument("--out", type=Path, help="with --save: write all answers as one run into this folder as well")
     parser.add_argument("--json", action="store_true", help="print JSON")

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from backend.cli.base import add_dtype
 from backend.cli.output import print_json, print_table
 from backend.errors import InputError
 
@@ -20,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     text.add_argument("--rollout", help="the key of a stored answer; it is read with its prompt, by the ids that were written")
     parser.add_argument("--sae", default="default", help="a key of `python -m backend sae list`")
     parser.add_argument("--latent", type=int, action="append", help="give it several times; without it, those that change or fire most")
-    parser.add_argument("--dtype", choices=["bfloat16"], help="read in this number format, where the processor has it")
+    add_dtype(parser, "read")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 

@@ -7,6 +7,7 @@ import argparse
 from dataclasses import asdict
 from pathlib import Path
 
+from backend.cli.base import add_dtype
 from backend.cli.output import follow_run, print_json, print_table, say
 
 
@@ -16,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     running = actions.add_parser("run", help="train, answer, judge and read what is missing; then write its tables")
     running.add_argument("name")
     running.add_argument("--out", type=Path, help="folder for the result instead of your own store's")
-    running.add_argument("--dtype", choices=["bfloat16"], help="answer and read in this number format, where the processor has it; texts differ from float32's")
+    add_dtype(running, "answer and read")
     table = actions.add_parser("table", help="the tidy table: a row a run, step and measure")
     table.add_argument("name")
     table.add_argument("--csv", action="store_true", help="print CSV")

@@ -6,6 +6,7 @@ Answers and verdicts are kept as they come, so a killed or stopped sweep goes on
 import argparse
 from pathlib import Path
 
+from backend.cli.base import add_dtype
 from backend.cli.output import follow_run, format_seconds, format_share, print_json, print_table, say
 from backend.errors import InputError
 from backend.generation.records import Sampling
@@ -23,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--samples", type=int, default=2, help="answers to each prompt at each dose")
     parser.add_argument("--temperature", type=float, default=0.7, help="0 takes the likeliest token, which is calmer and gives each prompt one answer")
     parser.add_argument("--max-new-tokens", type=int, default=64)
-    parser.add_argument("--dtype", choices=["bfloat16"], help="answer in this number format, where the processor has it; texts differ from float32's")
+    add_dtype(parser)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--name", help="of the result (default: made of model and direction)")
     parser.add_argument("--out", type=Path, help="folder for the result instead of your own store's")

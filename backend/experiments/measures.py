@@ -55,7 +55,7 @@ class Meter:
     def __init__(
         self, study: Study, judge: Judge, service: Callable[[], ModelService], registry: Registry, progress: Progress, dtype: Dtype | None = None
     ) -> None:
-        self._study, self._judge, self._service, self._progress, self._dtype = study, judge, service, progress, dtype
+        self._study, self._judge, self._service, self._progress, self.dtype = study, judge, service, progress, dtype
         base, _ = registry.resolve(BASE_ALIAS)
         self._base = base
         self.sae: SaeRecord = resolve("default", base)
@@ -74,7 +74,7 @@ class Meter:
         """
         study = self._study
         evaluation = short_answers(
-            [variant], self.prompt_set, Sampling(max_new_tokens=study.max_new_tokens), samples=study.samples, seed=study.seed, dtype=self._dtype
+            [variant], self.prompt_set, Sampling(max_new_tokens=study.max_new_tokens), samples=study.samples, seed=study.seed, dtype=self.dtype
         )
         return answered_and_judged(evaluation, self._judge, self._service, registry, self._progress)
 
@@ -86,7 +86,7 @@ class Meter:
             BackendError: The model is not here, or reading failed.
         """
         said = [compare.current_weights(variant, registry), self.sae.key, self._study.latents, [r.key for r in self._texts], [p.id for p in self.pairs]]
-        said += [self._dtype] if self._dtype else []
+        said += [self.dtype] if self.dtype else []
         place = home() / "results" / "readings" / f"{hashlib.sha256(json.dumps(said).encode()).hexdigest()[:24]}.npz"
         if (known := _load(place)) is not None:
             return known
@@ -96,7 +96,7 @@ class Meter:
         return found
 
     def _log_odds(self, variant: str) -> np.ndarray:
-        job = self._service().submit(forced_choice.rows([variant], self.pairs, self._dtype))
+        job = self._service().submit(forced_choice.rows([variant], self.pairs, self.dtype))
         self._wait(job)
         if job.state != "done":
             raise InputError(job.message or "Reading was stopped.")
@@ -109,7 +109,7 @@ class Meter:
         def take(number: int, residual: Any) -> None:
             sums[number] = residual[len(self._texts[number].prompt_ids) :].double().mean(0).numpy()
 
-        begun = reading.start(self._service(), self.sae, self._base, [(variant, r.text_ids) for r in self._texts], dtype=self._dtype, on_residual=take)
+        begun = reading.start(self._service(), self.sae, self._base, [(variant, r.text_ids) for r in self._texts], dtype=self.dtype, on_residual=take)
         self._wait(begun.job)
         latents = begun.wait()
         followed = list(self._study.latents)

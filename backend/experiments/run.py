@@ -95,7 +95,7 @@ def run(
         _measure(one.label, training.points_of(study, one, registry), meter, registry, found, watch)
         if watch.is_stopped:
             return None
-    return _keep(study, judge, meter, registry, found, dtype, root)
+    return _keep(study, judge, meter, registry, found, root)
 
 
 def budget(study: Study, registry: Registry) -> tuple[int, int, int]:
@@ -174,7 +174,7 @@ def values_of(
             yield Value(label, step, f"projection/{organism}", prompt, float(share))
 
 
-def _keep(study: Study, judge: Judge, meter: Meter, registry: Registry, found: _Found, dtype: Dtype | None, root: Path | None) -> Path:
+def _keep(study: Study, judge: Judge, meter: Meter, registry: Registry, found: _Found, root: Path | None) -> Path:
     base = found.readings[BASE_ALIAS]
     values = [
         value
@@ -184,7 +184,7 @@ def _keep(study: Study, judge: Judge, meter: Meter, registry: Registry, found: _
     table = points(values, found.places) + [p for one in study.runs for p in _geometry(study, one, registry, found)]
     settings: dict[str, Any] = {
         "study": study.name, "mark": study.mark, "title": study.title, "question": study.question, "record": json.loads(json.dumps(asdict(study))),
-        "judge": asdict(judge.about), "dtype": dtype, "sae": meter.sae.key, "layer": meter.sae.layer, "n_text_prompts": len(meter.text_prompts), "n_pairs": len(meter.pairs),
+        "judge": asdict(judge.about), "dtype": meter.dtype, "sae": meter.sae.key, "layer": meter.sae.layer, "n_text_prompts": len(meter.text_prompts), "n_pairs": len(meter.pairs),
         "made_by": {variant: list(answers[0][0].made_by) for variant, answers in found.answers.items() if answers},
     } | meter.prompt_set.as_manifest()  # fmt: skip
 

@@ -3,7 +3,6 @@
 import json
 import math
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -16,7 +15,7 @@ from backend.models.machine import has_bfloat16
 from backend.models.records import BASE_ALIAS, CONFIG_FILE, WEIGHTS_FILE, Dtype, locked_records, write_tables
 from backend.models.registry import Registry, load_registry, model_from_config
 from backend.models.sources import adapter_folder, base_folder, checkpoints
-from backend.paths import CACHED_RESULTS, home, told_disk_faults
+from backend.paths import CACHED_RESULTS, home, new_folder, told_disk_faults
 from backend.text.chat import ChatTokenizer
 from backend.training.rows import TrainingRow
 
@@ -38,29 +37,33 @@ def folder_of(study: Study, run: Run) -> Path:
 
 def found_folder(study: Study, run: Run) -> Path | None:
     """Where the trained run lies, one's own or shipped; None where it is not trained to its end."""
-    name = "config.json" if run.method == "full" else CONFIG_FILE
     places = (folder_of(study, run), CACHED_RESULTS / "runs" / study.name / f"{run.label}-{run.mark}")
-    return next((place for place in places if (place / name).exists() and list(place.glob("*.safetensors"))), None)
+    return next((place for place in places if _has_result(place, run)), None)
 
 
 def is_trained(study: Study, run: Run) -> bool:
     """Whether the run is here to its end, with all checkpoints that the study measures."""
     place = found_folder(study, run)
-    *wanted, _ = steps(study, run, run.mix.size())
-    return place is not None and all((place / "checkpoints" / f"step-{step}").exists() for step in wanted)
+    return place is not None and _has_checkpoints(place, study, run)
 
 
 def take_over(study: Study, run: Run) -> bool:
     """Copy what another study has trained by the same recipe with the same checkpoints; whether there was such a run."""
-    wanted = list(steps(study, run, run.mix.size()))[:-1]
-    for place in sorted((home() / "runs").glob(f"*/*-{run.mark}")):
-        if (place / CONFIG_FILE).exists() and all((place / "checkpoints" / f"step-{step}" / CONFIG_FILE).exists() for step in wanted):
-            with told_disk_faults("copying a trained run"), tempfile.TemporaryDirectory(dir=home() / "runs") as part:
-                shutil.copytree(place, Path(part) / "run")
-                folder_of(study, run).parent.mkdir(exist_ok=True)
-                (Path(part) / "run").rename(folder_of(study, run))
-            return True
-    return False
+    others = sorted((home() / "runs").glob(f"*/*-{run.mark}"))
+    same = next((place for place in others if _has_result(place, run) and _has_checkpoints(place, study, run)), None)
+    if same is not None:
+        with told_disk_faults("copying a trained run"), new_folder(folder_of(study, run)) as part:
+            shutil.copytree(same, part, dirs_exist_ok=True)
+    return same is not None
+
+
+def _has_result(place: Path, run: Run) -> bool:
+    return (place / ("config.json" if run.method == "full" else CONFIG_FILE)).exists() and bool(list(place.glob("*.safetensors")))
+
+
+def _has_checkpoints(place: Path, study: Study, run: Run) -> bool:
+    *wanted, _ = steps(study, run, run.mix.size())  # the last is the result itself
+    return all((place / "checkpoints" / f"step-{step}").exists() for step in wanted)
 
 
 def check(study: Study, registry: Registry) -> None:

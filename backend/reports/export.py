@@ -79,24 +79,10 @@ def write(kept: Sequence[Kept], form: Format, out: Path, *, address: str = "") -
 
 
 def name_of(kept: Sequence[Kept], form: Format) -> tuple[str, str]:
-    """Name and media type of the file that ``download`` gives."""
+    """Name and media type of the file for a browser."""
     suffix = f".{form}" if FORMATS[form].is_file else ".zip"
     name = slug(title_of([one.finding for one in kept]), len(kept)).partition("-")[2] or "findings"
     return name + suffix, _MIME[suffix]
-
-
-def download(kept: Sequence[Kept], form: Format, *, address: str = "") -> bytes:
-    """The same for a browser.
-
-    Raises:
-        InputError: There is nothing to write.
-        ConfigError: A picture is damaged.
-        DiskError: No space for the folder that is packed.
-    """
-    name, _ = name_of(kept, form)
-    _check(kept, form, Path(name), address)
-    with told_disk_faults("packing findings"):
-        return _bytes(kept, form, Path(name).suffix, address)
 
 
 def title_of(findings: Sequence[Finding]) -> str:

@@ -21,6 +21,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -213,8 +214,7 @@ def test(causal: Causal, found: list[Candidate], answers: Answers, say: Callable
     own = [c for c in found if c.kind in ("meandiff", "increase", "decrease")]
     controls = [c for c in found if c.kind in ("random", "alive")]
 
-    def variant(c: Candidate, way: Way, dose: float) -> str:
-        return variant_of(causal, c, way, dose)
+    variant = partial(variant_of, causal)
 
     say("Choosing doses on one half of the prompts.")
     answers.ask(sources.values(), choosing, samples=causal.baseline_samples)
@@ -239,17 +239,14 @@ def test(causal: Causal, found: list[Candidate], answers: Answers, say: Callable
     answers.ask([variant(c, way, at) for c in own for way in WAYS if (at := doses.get((c.direction, way)))], testing)
     answers.ask([variant(c, way, dose) for way in WAYS for c in controls for dose in chosen[way]], testing)
     effects = {
-        (c.direction, way): None
-        if (at := doses.get((c.direction, way))) is None
-        else _effect(c, way, at, answers, causal.halves, controls, sources[way], variant)
+        (c.direction, way): None if (at := doses.get((c.direction, way))) is None else _effect(causal, c, way, at, answers, controls)
         for c in own
         for way in WAYS
     }
     results = _judge_all(sorted(own, key=lambda c: _rank(c, effects)), effects)
     for c in controls:  # at the largest dose of each way, to be drawn beside the candidates
         own_effects: dict[Way, Effect | None] = {
-            way: _effect(c, way, chosen[way][-1], answers, causal.halves, [o for o in controls if o is not c], sources[way], variant) if chosen[way] else None
-            for way in WAYS
+            way: _effect(causal, c, way, chosen[way][-1], answers, [o for o in controls if o is not c]) if chosen[way] else None for way in WAYS
         }
         results.append(Result(candidate=c, effects=own_effects))
     n_tests = sum(c.kind != "meandiff" for c in own)
@@ -262,31 +259,28 @@ def test(causal: Causal, found: list[Candidate], answers: Answers, say: Callable
     return results, found_power
 
 
-def _effect(
-    c: Candidate, way: Way, dose: float, answers: Answers, halves: tuple[Sequence[Prompt], Sequence[Prompt]], controls: Sequence[Candidate], source: str,
-    variant: Callable[[Candidate, Way, float], str],
-) -> Effect:  # fmt: skip
-    choosing, prompts = halves
-    sign = -1 if way == "raise" else 1
+def _effect(causal: Causal, c: Candidate, way: Way, dose: float, answers: Answers, controls: Sequence[Candidate]) -> Effect:
+    choosing, testing = causal.halves
+    sign, source = (-1, canonical(causal.base)) if way == "raise" else (1, canonical(causal.organism))
     is_control = c.kind in ("random", "alive")
-    own = sign * answers.changes(variant(c, way, dose), source, prompts, broken="missing" if is_control else "unchanged")
-    ranked_by = None if is_control else float(np.nanmean(sign * answers.changes(variant(c, way, dose), source, choosing)))
+    name = variant_of(causal, c, way, dose)
+    own = sign * answers.changes(name, source, testing, broken="missing" if is_control else "unchanged")
+    ranked_by = None if is_control else float(np.nanmean(sign * answers.changes(name, source, choosing)))
     told = own[~np.isnan(own)]
     mean, low, high = bootstrap_mean(told) if len(told) > 1 else (None, None, None)
     means: dict[str, float | None] = {}
     ps = []
     for kind in ("random", "alive"):
-        changes = [sign * answers.changes(variant(o, way, dose), source, prompts, broken="missing") for o in controls if o.kind == kind]
+        changes = [sign * answers.changes(variant_of(causal, o, way, dose), source, testing, broken="missing") for o in controls if o.kind == kind]
         if not changes or (kind == "alive" and c.sign < 0):  # latents drawn as controls are steered one way only
             means[kind] = None
             continue
         control = mean_of(changes)
         means[kind] = float(np.nanmean(control)) if not np.isnan(control).all() else None
         ps.append(sign_flip(own - control))
-    name = variant(c, way, dose)
     return Effect(
-        dose=(1 if way == "raise" else -1) * c.sign * dose, variant=name, n=int(answers.counts(name, prompts)[:, 0].sum()), em_rate=answers.rate(name, prompts, "misaligned"),
-        incoherent_rate=answers.rate(name, prompts, "incoherent"), effect=mean, low=low, high=high, ranked_by=ranked_by,
+        dose=(1 if way == "raise" else -1) * c.sign * dose, variant=name, n=int(answers.counts(name, testing)[:, 0].sum()), em_rate=answers.rate(name, testing, "misaligned"),
+        incoherent_rate=answers.rate(name, testing, "incoherent"), effect=mean, low=low, high=high, ranked_by=ranked_by,
         random_effect=means["random"], alive_effect=means["alive"], p=max(ps) if ps else None,
     )  # fmt: skip
 

@@ -40,11 +40,12 @@ def effects(points: Sequence[Point], source: str) -> list[Effect]:
     """Those of the directions asked about, one a direction and dose, in their order; dose 0 and random directions are what they are held against."""
     own = [p for p in points if p.source == source]
     zero = next((p for p in own if not p.direction), None)
+    controls = [(_how(p), p.dose, p.rates.em_rate) for p in own if p.is_random and p.rates.em_rate is not None]
     found = []
     for p in own:
         if not p.direction or p.is_random:
             continue
-        at_dose = [r.rates.em_rate for r in own if r.is_random and r.dose == p.dose and r.rates.em_rate is not None and _how(r) == _how(p)]
+        at_dose = [rate for how, dose, rate in controls if (how, dose) == (_how(p), p.dose)]
         band = (min(at_dose), max(at_dose)) if at_dose else None
         change = None
         if zero is not None and zero.rates.em_rate is not None and p.rates.em_rate is not None:
@@ -56,6 +57,7 @@ def effects(points: Sequence[Point], source: str) -> list[Effect]:
 
 
 def _how(point: Point) -> tuple[object, ...]:
+    """In which way it changes the stream."""
     change = parse_direction(point.direction)
     return change.op, change.layers, change.tokens
 

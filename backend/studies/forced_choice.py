@@ -120,15 +120,8 @@ def preferences(found: Sequence[PairOdds], *, base: str = "base", seed: int = 0)
         against = bootstrap_mean(shared, seed=seed) if shared else (None, None, None)
         result.append(
             Preference(
-                variant=variant,
-                n=len(values),
-                mean=mean,
-                low=low,
-                high=high,
-                n_misaligned=sum(v > 0 for v in values.values()),
-                against_base=against[0],
-                against_base_low=against[1],
-                against_base_high=against[2],
+                variant=variant, n=len(values), mean=mean, low=low, high=high, n_misaligned=sum(v > 0 for v in values.values()),
+                against_base=against[0], against_base_low=against[1], against_base_high=against[2],
             )
-        )
+        )  # fmt: skip
     return result

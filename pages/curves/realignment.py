@@ -75,9 +75,8 @@ def read_out(_found: Found, stamp: tuple[str, int], start: str, _series: list[Se
 
 def _after(found: readouts.When, limit: float) -> str:
     """Such as "after 105 samples (39 to 212)", or that it is not within what was measured."""
-    low, high = (f"{v:.0f}" if v is not None else f"beyond {limit:.0f}" for v in (found.low, found.high))
-    interval = "" if found.low is None else f" ({low} to {high})"
-    return f"after {found.at:.0f} samples{interval}" if found.at is not None else f"not after {limit:.0f} samples{interval}"
+    head = f"after {found.at:.0f} samples" if found.at is not None else f"not after {limit:.0f} samples"
+    return head + study_view.bounds(found, limit=limit)
 
 
 def show(found: Found) -> None:

@@ -128,9 +128,13 @@ def span(value: float, low: float | None, high: float | None, measure: str) -> s
 
 def when(found: readouts.When, *, limit: float, per: Callable[[float], str] = lambda at: f"{at:.0f}") -> str:
     """A place on the axis with its interval, such as "34 (20 to 60)"."""
+    return (per(found.at) if found.at is not None else f"not within {per(limit)}") + bounds(found, limit=limit, per=per)
+
+
+def bounds(found: readouts.When, *, limit: float, per: Callable[[float], str] = lambda at: f"{at:.0f}") -> str:
+    """Its interval, such as " (20 to 60)"; empty where all of it is beyond what was measured."""
     low, high = (per(v) if v is not None else f"beyond {per(limit)}" for v in (found.low, found.high))
-    head = per(found.at) if found.at is not None else f"not within {per(limit)}"
-    return head if low == high == f"beyond {per(limit)}" else f"{head} ({low} to {high})"
+    return "" if low == high == f"beyond {per(limit)}" else f" ({low} to {high})"
 
 
 def change(found: courses.Change, measure: str) -> str:
