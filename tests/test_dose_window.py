@@ -117,3 +117,15 @@ def test_what_a_direction_does_to_each_model_is_told_cell_by_cell(tmp_path: Path
     assert [(c["direction"], c["text"]) for c in cells] == [("vector/x", "✓ +45"), ("vector/x", "⊘ +45"), ("vector/y", "+2")]
     assert cells[0]["change"] == 45.0
     assert cells[2]["state"] == "no more than chance or random directions"
+
+
+def test_a_matrix_of_which_no_cell_has_a_rate_is_drawn(tmp_path: Path):
+    import pandas as pd
+
+    from backend.charts.steering import crossed
+    from pages.shared.transfer import _cell
+
+    broken = {("", 0.0): (2, 0), ("ablate=vector/x@all", 0.4): (0, N), ("ablate=vector/y@all", 0.4): (0, N)}
+    cells = pd.DataFrame([_cell("base", e) for e in effects(points(kept(broken, tmp_path)), "base")])
+    assert list(cells["text"]) == ["no rate", "no rate"]
+    assert crossed(cells, title="Nothing", subtitle=[]).to_dict()["layer"]

@@ -104,13 +104,17 @@ def crossed(cells: pd.DataFrame, *, title: str, subtitle: list[str]) -> alt.Laye
     chart = alt.Chart(cells, title=alt.TitleParams(title, subtitle=subtitle, anchor="start"))
     x = alt.X("source:N", title="Model", sort=None, axis=alt.Axis(orient="top", labelAngle=0))
     y = alt.Y("direction:N", title="Direction", sort=None, axis=alt.Axis(labelLimit=220))
-    most = max(5.0, float(cells["change"].abs().max(skipna=True)))
+    most = max([5.0, *pd.to_numeric(cells["change"]).abs().dropna()])
     colour = alt.Color("change:Q", scale=alt.Scale(domain=[-most, 0, most], range=["#2f80c2", "#f4f4f4", "#d2600c"]), legend=None)
     tooltip = [
         alt.Tooltip("direction", title="Direction"), alt.Tooltip("source", title="Model"), alt.Tooltip("label", title="Change (95 %)"),
         alt.Tooltip("random", title="Random directions"), alt.Tooltip("state", title="Says"),
     ]  # fmt: skip
     tiles = chart.mark_rect(stroke="#8a8f98", strokeWidth=0.5).encode(x=x, y=y, color=colour, tooltip=tooltip)
-    ink = alt.condition(f"abs(datum.change) > {0.6 * most}", alt.value("#ffffff"), alt.value("#1c1e21"))
+    ink = (
+        alt.when("!isValid(datum.change)").then(alt.value(_GREY))  # on the page itself, which is light or dark
+        .when(f"abs(datum.change) > {0.6 * most}").then(alt.value("#ffffff"))
+        .otherwise(alt.value("#1c1e21"))
+    )  # fmt: skip
     words = chart.mark_text(fontSize=13).encode(x=x, y=y, text="text:N", color=ink, tooltip=tooltip)
     return alt.layer(tiles, words).properties(height=48 * max(1, cells["direction"].nunique())).configure_view(stroke=None)
