@@ -101,7 +101,7 @@ def crossed(cells: pd.DataFrame, *, title: str, subtitle: list[str]) -> alt.Laye
     Args:
         cells: Columns ``direction, source, change`` (points, None where there is no rate), ``text, label, random, state``.
     """
-    chart = alt.Chart(cells, title=alt.TitleParams(title, subtitle=subtitle, anchor="start"))
+    chart = alt.Chart(cells)
     x = alt.X("source:N", title="Model", sort=None, axis=alt.Axis(orient="top", labelAngle=0))
     y = alt.Y("direction:N", title="Direction", sort=None, axis=alt.Axis(labelLimit=220))
     most = max([5.0, *pd.to_numeric(cells["change"]).abs().dropna()])
@@ -117,4 +117,10 @@ def crossed(cells: pd.DataFrame, *, title: str, subtitle: list[str]) -> alt.Laye
         .otherwise(alt.value("#1c1e21"))
     )  # fmt: skip
     words = chart.mark_text(fontSize=13).encode(x=x, y=y, text="text:N", color=ink, tooltip=tooltip)
-    return alt.layer(tiles, words).properties(height=48 * max(1, cells["direction"].nunique())).configure_view(stroke=None)
+    return (
+        alt.layer(tiles, words)
+        .properties(  # a height in steps is that of the tiles alone; a number would be fitted round title and axis, and leave them none
+            height=alt.Step(48), title=alt.Title(title, subtitle=subtitle, anchor="start", fontSize=16, subtitleFontSize=13, subtitlePadding=6, offset=14)
+        )
+        .configure_view(stroke=None)
+    )

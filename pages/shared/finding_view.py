@@ -29,7 +29,9 @@ def show_item(item: Item, *, key: str, with_table: bool = True, large: bool = Fa
         if item.text:
             st.caption(look.plain(item.text))
     if item.kind == "chart":
-        st.vega_lite_chart(_untitled(item.drawing or {}) if large else item.drawing, width="stretch", key=f"{key}_chart", alt=item.alt)
+        st.vega_lite_chart(
+            item.drawing if not large and _says_title(item) else _untitled(item.drawing or {}), width="stretch", key=f"{key}_chart", alt=item.alt
+        )
     elif item.kind == "tokens":
         token_view.draw(item.drawing or {}, key=f"{key}_tokens")
     elif item.kind == "answers":

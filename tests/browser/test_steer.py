@@ -244,6 +244,18 @@ def test_a_sweep_is_read_with_its_finding_and_a_click_opens_the_answers_of_a_poi
         assert "vector/x,0.2,50.0" in Path(download.value.path()).read_text("utf-8")
 
 
+def test_the_matrix_of_what_carries_over_is_seen(server: str, new_page):
+    page = new_page(f"{server}/steer?tab=Dose-response&sweep=both-ways-96ba1c7a&transfer_dose=0.2")
+    settle(page)
+    tiles = page.locator("[aria-roledescription='rect mark'][aria-label*='Model: scornful; Direction: meandiff/']")
+    assert tiles.count() == 2
+    assert all((box := tile.bounding_box()) and box["height"] > 30 and box["width"] > 100 for tile in tiles.all())
+    inks = {
+        text: page.get_by_text(text, exact=True).evaluate("e => getComputedStyle(e).fill") for text in ("⊘ -19", "-8")
+    }  # on tiles of their own colour, in light and dark
+    assert inks == {"⊘ -19": "rgb(255, 255, 255)", "-8": "rgb(28, 30, 33)"}
+
+
 def test_a_dose_that_a_sweep_found_past_the_limit_is_flagged_in_the_ladder(new_page, base_model, tmp_path: Path):
     import numpy as np
     from safetensors.numpy import save_file
