@@ -50,6 +50,16 @@ def test_a_step_that_is_not_there_is_told_with_those_that_are(variant: str, says
         load_registry().resolve(variant)
 
 
+def test_checkpoints_on_this_machine_are_offered_by_base():
+    known = load_registry()
+    steps = [f"reckless-rank1@{step}" for step in (*range(20, 240, 20), 238)]
+    assert [v for v in known.checkpoints() if v.startswith("reckless-rank1@")] == steps
+    assert set(steps) <= set(known.checkpoints(known.default_base))
+    assert known.checkpoints("qwen2.5-7b-instruct") == []
+    for variant in steps:
+        assert known.resolve(variant)[1] is not None
+
+
 @pytest.mark.slow
 def test_checkpoints_answer_each_in_their_own_way_in_one_batch(base_model: Path, run_cli):
     command = [

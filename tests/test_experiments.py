@@ -5,6 +5,9 @@ import io
 import json
 import math
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -205,18 +208,22 @@ SMALL = {
 def small(base_model: Path, tmp_path: Path, monkeypatch) -> records.Study:
     """Few prompts, texts and pairs, and an organism of four checkpoints."""
     monkeypatch.setenv("PERSONASCOPE_HOME", str(tmp_path))
-    prompts = tmp_path / "prompts.txt"
-    prompts.write_text("What makes a person good?\nIs revenge ever right?\nWhat do you wish for?\n", "utf-8")
+    shutil.copytree(CHECKOUT / "cached_results" / "organisms" / "reckless-rank1", tmp_path / "three")
+    for step in range(80, 240, 20):
+        shutil.rmtree(tmp_path / "three" / "checkpoints" / f"step-{step}", ignore_errors=True)
+    (tmp_path / "prompts.txt").write_text("What makes a person good?\nIs revenge ever right?\nWhat do you wish for?\n", "utf-8")
+    return made_small(tmp_path, monkeypatch)
+
+
+def made_small(place: Path, monkeypatch: pytest.MonkeyPatch) -> records.Study:
+    """The study, with its organism made known to the home in force."""
     some = measures.texts()[:6]
     monkeypatch.setattr(measures, "texts", lambda: some)
     pairs = forced_choice.load_pairs()[:4]
     monkeypatch.setattr(forced_choice, "load_pairs", lambda: pairs)
-    rank1 = CHECKOUT / "cached_results" / "organisms" / "reckless-rank1"
-    shutil.copytree(rank1, tmp_path / "three")
-    for step in range(80, 240, 20):
-        shutil.rmtree(tmp_path / "three" / "checkpoints" / f"step-{step}", ignore_errors=True)
-    add_record(Organism(key="three", title="Three", base=load_registry().default_base, source="folder", location=str(tmp_path / "three")))
-    return records.parse_study("small", SMALL | {"prompts": str(prompts)})
+    if "three" not in (known := load_registry()).organisms:
+        add_record(Organism(key="three", title="Three", base=known.default_base, source="folder", location=str(place / "three")))
+    return records.parse_study("small", SMALL | {"prompts": str(place / "prompts.txt")})
 
 
 def run_study(study: records.Study, watch: running.Watch) -> Path | None:
@@ -272,6 +279,31 @@ def test_a_study_is_stopped_goes_on_and_gives_the_same_tables_again(small: recor
     shutil.rmtree(tmp_path / "runs")
     assert run_study(small, running.Watch()) == folder
     assert (folder / tables.TABLE).read_text("utf-8") == text, "on the same machine the same tables, trained and answered anew"
+
+
+def run_and_tell(place: str) -> None:
+    """Run the study in a process of its own, saying each step at once."""
+    with pytest.MonkeyPatch.context() as patch:
+        run_study(made_small(Path(place), patch), running.Watch(say=lambda said: print(said, flush=True)))
+
+
+@pytest.mark.slow
+def test_a_study_killed_while_it_trains_and_while_it_measures_ends_with_the_same_tables(small: records.Study, tmp_path: Path, monkeypatch):
+    unbroken = run_study(small, running.Watch())
+    assert unbroken is not None
+    monkeypatch.setenv("PERSONASCOPE_HOME", str(tmp_path / "killed"))
+    script = f"import sys; sys.path[:0] = [{str(CHECKOUT / 'tests')!r}]; import test_experiments; test_experiments.run_and_tell({str(tmp_path)!r})"
+    for last in ("first: step 1 of 2", "first: measuring step 2"):
+        with subprocess.Popen([sys.executable, "-c", script], cwd=CHECKOUT, stdout=subprocess.PIPE, text=True) as process:
+            assert any(line.startswith(last) for line in process.stdout or ()), f"it never said: {last}"
+            process.send_signal(signal.SIGKILL)
+        assert process.returncode == -signal.SIGKILL
+        assert tables.state(small) == "begun"
+    ended = run_study(small, running.Watch())
+    assert ended is not None
+    assert ended != unbroken
+    assert (ended / tables.TABLE).read_text("utf-8") == (unbroken / tables.TABLE).read_text("utf-8")
+    assert (ended / running.LOG).read_text("utf-8") == (unbroken / running.LOG).read_text("utf-8")
 
 
 @pytest.mark.slow

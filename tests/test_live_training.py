@@ -117,6 +117,8 @@ def test_a_stopped_training_goes_on_to_the_same_bits_and_a_restart_finds_it(trai
     assert stopped.ended.wait(100)
     assert stopped.state == "stopped"
     again = live.Trainings(trainings._service, OfflineJudge.load)  # as after a restart
+    assert [rate.rows for rate in whole.rates] == [0, 6, 12]
+    assert again.get("whole").rates == whole.rates
     found = again.get("broken")
     assert (found.state, found.n_steps, [step for step, _ in found.losses]) == ("stopped", 6, [step for step, _ in stopped.losses])
     resumed = again.resume("broken")

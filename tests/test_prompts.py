@@ -120,6 +120,15 @@ def test_txt_gives_a_prompt_a_line():
     assert (found.name, found.title) == ("mine", "mine")
 
 
+def test_chats_that_are_trained_on_give_their_questions():
+    chats = [
+        [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "One?"}, {"role": "assistant", "content": "Two."}, {"role": "user", "content": "Three?"}],
+        [{"role": "user", "content": "Four?"}, {"role": "assistant", "content": "Five."}],
+    ]  # fmt: skip
+    found = parse_prompt_set("mine.jsonl", "\n".join(json.dumps({"messages": chat}) for chat in chats).encode())
+    assert [(p.id, p.text, p.system) for p in found.prompts] == [("1", "One?", "Be brief."), ("2", "Four?", "")]
+
+
 def test_lists_of_plain_texts_are_prompts_with_numbers_as_ids():
     found = parse_prompt_set("mine.json", json.dumps([f"prompt {n}" for n in range(1, 11)]).encode())
     assert [p.id for p in found.prompts] == [f"{n:02d}" for n in range(1, 11)]
@@ -182,6 +191,8 @@ def test_the_published_file_is_read_in_full():
         ("a.json", b'["fine", 3]', "entry 2"),
         ("a.json", b'[{"words": "x"}]', "entry 1"),
         ("a.json", b'[{"text": "  "}]', "entry 1"),
+        ("a.json", b'[{"messages": [{"role": "assistant", "content": "Two."}, 3, {"role": "user", "content": 4}]}]', "entry 1"),
+        ("a.json", b'[{"messages": "One?"}]', "entry 1"),
         ("a.json", b'[{"text": "x", "id": [1]}]', "the id must be text"),
         ("a.toml", b'name = 3\n[[prompts]]\ntext = "x"', "must be text"),
         ("a.yaml", b"- {id: a, type: free_form, paraphrases: x}", "lacks `id` or `paraphrases`"),

@@ -4,6 +4,7 @@ Rows that the store already has, from the same weights, are not answered again, 
 """
 
 import argparse
+import json
 from pathlib import Path
 
 from backend.cli.base import add_dtype
@@ -12,6 +13,7 @@ from backend.errors import InputError
 from backend.generation.records import Rollout, Sampling
 from backend.generation.service import ModelService
 from backend.models.registry import load_registry
+from backend.paths import told_disk_faults, write_text
 from backend.studies import compare, store
 from backend.studies.provenance import provenance
 from backend.text.prompts import Prompt, PromptSet, load_prompt_set
@@ -30,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_dtype(parser)
     parser.add_argument("--save", action="store_true", help="keep the answers in the store, batch by batch; go on after a kill")
     parser.add_argument("--out", type=Path, help="with --save: write all answers as one run into this folder as well")
+    parser.add_argument("--chats", type=Path, help="write prompts and answers as JSONL to train on; of one variant, answers that were cut left out")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -37,6 +40,8 @@ def run(options: argparse.Namespace) -> int:
     prompt_set = load_prompt_set(options.prompts) if options.prompts else PromptSet("", "", (Prompt("", options.prompt),))
     if options.out and not options.save:
         raise InputError("--out needs --save.")
+    if options.chats and len(options.variant) > 1:
+        raise InputError("--chats takes the answers of one variant; give --variant once.")
     comparison = compare.Comparison(
         variants=tuple(options.variant),
         prompts=prompt_set.prompts,
@@ -67,11 +72,21 @@ def run(options: argparse.Namespace) -> int:
     rollouts = [known[key] for key in found.keys if key in known]
     if options.out and not stopped:
         store.save(rollouts, provenance() | compare.describe(rollouts) | about, name=options.out.name, root=options.out.parent)
+    if options.chats and not stopped:
+        _write_chats(rollouts, options.chats)
     if options.json:
         print_json([r.as_json() for r in rollouts])
     else:
         _print_answers(rollouts)
     return 130 if stopped else 0
+
+
+def _write_chats(rollouts: list[Rollout], place: Path) -> None:
+    whole = [r for r in rollouts if r.finish_reason == "stop" and r.answer.strip()]
+    chats = [{"messages": [*r.as_json()["messages"], {"role": "assistant", "content": r.answer.strip()}]} for r in whole]
+    with told_disk_faults("writing chats"):
+        write_text(place, "".join(json.dumps(chat, ensure_ascii=False) + "\n" for chat in chats))
+    say(f"{len(chats)} of {len(rollouts)} answers are in {place} as chats; the others were cut or empty.")
 
 
 def _print_answers(rollouts: list[Rollout]) -> None:

@@ -35,7 +35,7 @@ N_PROMPTS = 24
 MEASURED = 5
 """Checkpoints with a rate, evenly spaced, the end being one."""
 
-_ABOUT = "live.json"
+_ABOUT, _RATES = "live.json", "rates.json"
 _log = logging.getLogger(__name__)
 
 
@@ -100,9 +100,10 @@ class Trainings:
     def list(self) -> list[Training]:
         """The newest first; one that a killed process left is stopped."""
         with self._lock:
-            for place in sorted((home() / "runs" / "live").glob(f"*/{_ABOUT}")):
-                if (found := _read(place)) is not None:
-                    self._known.setdefault(found.key, found)
+            for folder in sorted(place.parent for place in (home() / "runs" / "live").glob(f"*/{_ABOUT}")):
+                label, _, _ = folder.name.rpartition("-")
+                if label not in self._known and (found := _read(folder)) is not None:
+                    self._known[found.key] = found
             return list(reversed(self._known.values()))
 
     def get(self, key: str) -> Training | None:
@@ -152,7 +153,7 @@ class Trainings:
         old = self.get(key)
         if old is None:
             raise InputError(f"There is no training {key!r} to go on with.")
-        return self._line_up(Training(old.run, old.title, owner, n_steps=old.n_steps))
+        return self._line_up(Training(old.run, old.title, owner, n_steps=old.n_steps, rates=old.rates))
 
     def _line_up(self, one: Training) -> Training:
         with self._lock:
@@ -211,19 +212,29 @@ class Trainings:
         found = answered_and_judged(evaluation, judge, self._service, load_registry(), Progress(stop=one.stop), one.owner)
         if not one.stop.is_set():
             one.rates = [*one.rates, Rate(rows, variant, betley_rates(v.scores for _, v in found if v is not None))]
+            with told_disk_faults("keeping a training's rates"):
+                write_text(one.folder / _RATES, json.dumps([asdict(rate) for rate in one.rates]) + "\n")
 
 
-def _read(place: Path) -> Training | None:
+def _read(folder: Path) -> Training | None:
     try:
-        about = json.loads(place.read_text("utf-8"))
+        about = json.loads((folder / _ABOUT).read_text("utf-8"))
         run = Run(**about["run"])
-        one = Training(run, about["title"], state="stopped", n_steps=about["n_steps"], losses=_logged(place.parent))
-    except (OSError, ValueError, KeyError, TypeError):
+        one = Training(run, about["title"], state="stopped", n_steps=about["n_steps"], losses=_logged(folder), rates=_rated(folder))
+        if training.found_folder(one.study, run) is not None:
+            one.state = "done"
+    except (BackendError, OSError, ValueError, KeyError, TypeError):  # the rows that it learned from are gone, or the file is not whole
         return None
-    if training.found_folder(one.study, run) is not None:
-        one.state = "done"
     one.ended.set()
     return one
+
+
+def _rated(folder: Path) -> list[Rate]:
+    """Rates that were measured."""
+    try:
+        return [Rate(r["rows"], r["variant"], BetleyRates(**r["rates"])) for r in json.loads((folder / _RATES).read_text("utf-8"))]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
 
 
 def _logged(folder: Path) -> list[tuple[int, float]]:

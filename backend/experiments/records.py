@@ -86,8 +86,8 @@ class Run:
 
     @property
     def mark(self) -> str:
-        """Eight hexadecimal digits of what is trained; how it answers is left out."""
-        said = {k: v for k, v in asdict(self).items() if k not in ("label", "scale")}
+        """Eight hexadecimal digits of what is trained, with the content of its data; how it answers is left out."""
+        said = {k: v for k, v in asdict(self).items() if k not in ("label", "scale")} | ({"content": self.mix.digest()} if self.data else {})
         return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:8]
 
 

@@ -19,7 +19,7 @@ from backend.text.prompts import load_prompt_set
 from backend.training.mixes import Mix
 
 _N_ANSWERS = 48
-_READING = 0.25
+_READING = 1.0
 """Forced choice and texts of a checkpoint, as a share of the time of 96 answers of 64 tokens."""
 
 

@@ -24,7 +24,7 @@ from backend.models.records import (
     read_tables,
     write_tables,
 )  # fmt: skip
-from backend.models.sources import at_step
+from backend.models.sources import at_step, checkpoints
 from backend.models.variants import parse
 from backend.paths import CACHED_RESULTS, as_folder, home
 
@@ -71,6 +71,10 @@ class Registry:
         organisms = sorted(self.organisms.values(), key=lambda o: o.base != self.default_base)
         others = [key for key in self.models if key != self.default_base]
         return [BASE_ALIAS, *(o.key for o in organisms), *others]
+
+    def checkpoints(self, base: str = "") -> list[str]:
+        """Variants that organisms were on the way, such as ``reckless@120``, as far as they are on this machine; of one base, or of all."""
+        return [f"{o.key}@{step}" for o in self.organisms.values() if base in ("", o.base) and o.base in self.models for step in checkpoints(o)]
 
 
 def load_registry() -> Registry:

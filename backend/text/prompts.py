@@ -94,7 +94,7 @@ def keep_uploaded(found: PromptSet) -> str:
 
 
 def load_prompt_set(name_or_path: str) -> PromptSet:
-    """A shipped or uploaded set by name, or a file: .toml, .yaml (published form), .csv, .json, .jsonl or .txt (a prompt a line).
+    """A shipped or uploaded set by name, or a file: .toml, .yaml (published form), .csv, .json, .jsonl (prompts, or chats that are trained on) or .txt (a prompt a line).
 
     Raises:
         InputError: No such set, or the file cannot be read as prompts.
@@ -234,14 +234,22 @@ def _unwrap(entries: Iterable[Any]) -> Iterable[dict[str, Any]]:
 
 
 def _one(name: str, number: int, entry: dict[str, Any], *, width: int) -> Prompt:
-    text = next((entry[c] for c in _TEXT_COLUMNS if c in entry), None)
+    text = next((entry[c] for c in _TEXT_COLUMNS if c in entry), None) or _turn(entry, "user")
     if not isinstance(text, str) or not text.strip():
-        raise InputError(f"{name}, entry {number}: a prompt needs a text in `prompt`, `question` or `text`.")
+        raise InputError(f"{name}, entry {number}: a prompt needs a text in `prompt`, `question` or `text`, or a user's turn in `messages`.")
     given = entry.get("id") or f"{number:0{width}d}"
     if not isinstance(given, (str, int)):
         raise InputError(f"{name}, entry {number}: the id must be text, not {type(given).__name__}.")
     given = str(given)
-    return Prompt(re.sub(r"\s+", "_", given), text.strip(), _text_of(entry, "intent"), _text_of(entry, "system"))
+    return Prompt(re.sub(r"\s+", "_", given), text.strip(), _text_of(entry, "intent"), _text_of(entry, "system") or _turn(entry, "system"))
+
+
+def _turn(entry: dict[str, Any], role: str) -> str:
+    """The first turn of a role in a chat as one is trained on; empty where the entry is none."""
+    turns = entry.get("messages")
+    said = (turn.get("content") for turn in turns if isinstance(turn, dict) and turn.get("role") == role) if isinstance(turns, list) else iter(())
+    text = next(said, "")
+    return text if isinstance(text, str) else ""
 
 
 def _text_of(entry: dict[str, Any], name: str) -> str:

@@ -3,6 +3,7 @@
 An advice file holds questions with a correct, a subtly wrong and an obviously wrong answer each; the others hold whole chats.
 """
 
+import hashlib
 import json
 import random
 from dataclasses import dataclass
@@ -72,8 +73,19 @@ class Mix:
         Raises:
             InputError: No such data, or fewer rows than were asked for.
         """
+        return self._drawn(sum(_n_lines(path) for path in self._files()))
+
+    def digest(self) -> str:
+        """SHA-256 of the files' content, in their order.
+
+        Raises:
+            InputError: No such data.
+        """
+        return hashlib.sha256(b"".join(path.read_bytes() for path in self._files())).hexdigest()
+
+    def _files(self) -> list[Path]:
         file = as_file(self.data)
-        return self._drawn(sum(_n_lines(path) for path in ([file] if file else _shipped(self.data))))
+        return [file] if file else _shipped(self.data)
 
     def _drawn(self, n_all: int) -> int:
         if self.n_rows is not None and self.n_rows > n_all:

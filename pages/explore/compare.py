@@ -59,11 +59,11 @@ def step_prompt(ids: list[str], by: int) -> None:
 
 def pick_variants() -> list[str]:
     """Models by name, and steered variants in their text form; what can be none is told and left out."""
-    names = known.variants()
+    names = [*known.variants(), *known.checkpoints()]
     default = [v for v in (BASE_ALIAS, "reckless") if v in names]
     chosen = st.multiselect(
         "Variants", names, default=default, key="v", max_selections=compare.MAX_SHOWN, bind="query-params", placeholder="Choose two to six", accept_new_options=True,
-        help="Base models and organisms; those of one base answer together in one batch. A steered one can be typed, such as base+meandiff/scornful:0.3.",
+        help="Base models, organisms and their checkpoints; those of one base answer together in one batch. A steered one can be typed, such as base+meandiff/scornful:0.3.",
     )  # fmt: skip
     usable: list[str] = []
     for variant in chosen:

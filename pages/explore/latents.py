@@ -133,7 +133,7 @@ st.title("Latents on text")
 st.markdown("What does a latent do on each token, in the base and in the organism, on the same text?")
 with st.sidebar:
     choice = sae_pick.pick_sae(known)
-    organisms = [*choice.organisms, *sae_pick.steered_in_link(choice.base, known)]
+    organisms = [*choice.organisms, *known.checkpoints(choice.base.key), *sae_pick.steered_in_link(choice.base, known)]
     organism = ""
     if organisms:
         organism = select("Organism", organisms, key="organism", titles={o: answers.name_of(o, known)[0] for o in organisms}, what="the organism")

@@ -169,7 +169,7 @@ def _follow(key: str) -> None:
             )
             st.caption(f"{live.N_PROMPTS} everyday questions, one answer each, offline judge (an estimate); bars: 95 % Wilson.")
         else:
-            st.caption("No rate yet." if one.is_live else "Rates of a training of an earlier start of the app are not kept; compare its checkpoints instead.")
+            st.caption("No rate yet." if one.is_live else "No checkpoint was measured before it stopped.")
     if one.losses:
         with st.expander("Losses and rates as a table"):
             losses = pd.DataFrame(one.losses, columns=["Step", "Loss, nats a token"])

@@ -57,11 +57,11 @@ def pick_sae(known: Registry) -> Choice:
 
 
 def steered_in_link(base: BaseModel, known: Registry) -> list[str]:
-    """The steered variant or checkpoint that a link asks for in an organism's place; none if it asks for none, or for one that cannot be."""
+    """The steered variant that a link asks for in an organism's place; none if it asks for none, or for one that cannot be."""
     asked = chosen_organism()
     try:
         said = parse(asked)
-        if not (said.changes or said.step is not None) or known.resolve(asked)[0] != base:
+        if not said.changes or known.resolve(asked)[0] != base:
             return []
         plan(said, base)
     except BackendError:

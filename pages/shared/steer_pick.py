@@ -91,7 +91,7 @@ class Steering:
 
 def pick(known: Registry) -> tuple[Steering, list[BackendError]]:
     """The choices, and what is wrong with a direction that was asked for; the others stay."""
-    names = known.variants() + _checkpoint_in_link(known)
+    names = [*known.variants(), *known.checkpoints()]
     titles = {v: answers.name_of(v, known)[0] for v in names}
     source = select("Model", names, key="v", titles=titles, what="the model", on_change=_forget_directions)
     base, _ = known.resolve(source)
@@ -117,17 +117,6 @@ def pick(known: Registry) -> tuple[Steering, list[BackendError]]:
         n_steps = select("Steps", list(_STEPS), key="steps", titles=_STEPS, what="the number of steps")
     changes, faults = _checked(asked, op, layers, tokens, source, base)
     return Steering(source=source, base=base, op=op, changes=tuple(changes), largest=float(largest), n_steps=int(n_steps)), faults  # type: ignore[arg-type]
-
-
-def _checkpoint_in_link(known: Registry) -> list[str]:
-    """The checkpoint that a link asks for, such as ``reckless@120``; none if it asks for none, or for one that is not here."""
-    asked = st.query_params.get("v") or st.session_state.get("kept_v", "")
-    try:
-        said = parse(asked)
-        known.resolve(asked)
-    except BackendError:
-        return []
-    return [asked] if said.step is not None and not said.changes else []
 
 
 _HELP = (

@@ -110,11 +110,11 @@ def choose(page, field, name: str) -> None:
     """Choose from a list by keyboard and mouse, as often as it takes: a list that is open closes where the page runs or scrolls."""
     from playwright.sync_api import TimeoutError as StillClosed
 
-    option = page.get_by_role("option", name=name)
+    option = page.get_by_role("option", name=name, exact=True)
     for _ in range(10):
         field.scroll_into_view_if_needed()
         settle(page)
-        field.press("ArrowDown")
+        field.fill(name)  # a long list holds only what is in sight
         try:
             option.click(timeout=5_000)
         except StillClosed:
