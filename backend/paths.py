@@ -5,6 +5,7 @@ import errno
 import os
 import re
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ from pathlib import Path
 import psutil
 from safetensors import SafetensorError
 
-from backend.errors import DiskError
+from backend.errors import DiskError, InputError
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 CACHED_RESULTS = CHECKOUT / "cached_results"
@@ -89,11 +90,15 @@ def mend(folder: Path, name: str | None = None) -> None:
 
 @contextlib.contextmanager
 def new_folder(final: Path) -> Iterator[Path]:
-    """Fill a folder beside ``final``, then put it in place, replacing what was there.
+    """Fill a folder beside ``final``, then put it in place, replacing the folder that was there.
 
     A kill inside the block leaves ``final`` as it was; one between the two renames of a replacement leaves the old folder
     aside, and ``mend`` puts it back: the next call does, and so does who lists the folder.
+
+    Raises:
+        InputError: Something else stands there.
     """
+    _refuse_others(final, stat.S_ISDIR, "folder")
     final.parent.mkdir(parents=True, exist_ok=True)
     mend(final.parent, final.name)
 
@@ -138,7 +143,12 @@ def _swap(part: Path, final: Path, aside: Callable[[], Path]) -> None:
 
 @contextlib.contextmanager
 def new_file(path: Path) -> Iterator[Path]:
-    """Fill a file beside ``path``, then put it in place, replacing what was there."""
+    """Fill a file beside ``path``, then put it in place, replacing the file that was there.
+
+    Raises:
+        InputError: Something else stands there, such as a device, which root would replace, too.
+    """
+    _refuse_others(path, stat.S_ISREG, "regular file")
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     os.close(handle)
@@ -152,6 +162,12 @@ def new_file(path: Path) -> Iterator[Path]:
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+def _refuse_others(path: Path, is_kind: Callable[[int], bool], kind: str) -> None:
+    with contextlib.suppress(OSError):  # nothing is there, or what follows says why not
+        if not is_kind(path.stat().st_mode):
+            raise InputError(f"{path} is there, and is no {kind}. Give another place.")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -18,7 +18,7 @@ HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(1)>\"'`{{7
 def chart_item(said: str = "Reckless: 5 % of answers misaligned") -> Item:
     rows = [{"name": f"{said} {n}", "role": role, "value": v, "low": v - 1, "high": v + 2, "label": f"{v} %", "n_label": said}
             for n, (role, v) in enumerate([("base", 1.0), ("organism", 5.0)])]  # fmt: skip
-    drawn = rate_rows(pd.DataFrame(rows), unit="EM rate, %", title=said, subtitle=["two variants"])
+    drawn = rate_rows(pd.DataFrame(rows), unit="EM rate, %", title=said, subtitle="two variants")
     stacked = [list(row.values())[:3] for row in rows]
     return Item(
         kind="chart", title=said, text="52 questions, n = 416, offline judge", alt=f"Picture: {said}", columns=("name", "role", "value"),

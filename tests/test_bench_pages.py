@@ -1,13 +1,17 @@
 """The benchmark of pages: that it visits every page, and knows a server with torch from one without."""
 
+import json
 import subprocess
 import sys
 from itertools import pairwise
+from pathlib import Path
 
 import psutil
 import pytest
 
-from backend.bench.pages import has_torch, walk
+from backend.bench.pages import Figure, PagesBench, has_torch, walk
+from backend.cli import bench
+from backend.cli.main import main
 
 
 @pytest.mark.parametrize("n_pages", [2, 3, 12])
@@ -25,3 +29,16 @@ def test_a_process_with_torch_is_known(imports: str, expected: bool):
         assert process.stdout.readline() == b"ready\n"
         assert has_torch(psutil.Process(process.pid)) is expected
         process.stdin.close()
+
+
+def test_what_is_measured_is_kept_when_a_later_part_is_killed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def run(_):
+        yield Figure(work="import", value=0.5, unit="s", bar="under 2", holds=True, n=5)
+        yield Figure(work="cold", value=2.0, unit="s", bar="under 1.5", holds=False, n=5)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(PagesBench, "run", run)
+    monkeypatch.setattr(bench, "CACHED_RESULTS", tmp_path)
+    assert main(["bench", "pages", "--save"]) == 130
+    assert [row["work"] for row in json.loads((tmp_path / "bench" / "pages.json").read_text())["rows"]] == ["import", "cold"]
+    assert (tmp_path / "bench" / "pages.md").read_text().count("\n") == 4

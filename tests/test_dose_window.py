@@ -128,4 +128,4 @@ def test_a_matrix_of_which_no_cell_has_a_rate_is_drawn(tmp_path: Path):
     broken = {("", 0.0): (2, 0), ("ablate=vector/x@all", 0.4): (0, N), ("ablate=vector/y@all", 0.4): (0, N)}
     cells = pd.DataFrame([_cell("base", e) for e in effects(points(kept(broken, tmp_path)), "base")])
     assert list(cells["text"]) == ["no rate", "no rate"]
-    assert crossed(cells, title="Nothing", subtitle=[]).to_dict()["layer"]
+    assert crossed(cells, title="Nothing", subtitle="").to_dict()["layer"]

@@ -25,7 +25,7 @@ from backend.errors import DiskError, WeightsError
 from backend.models import embedded
 from backend.models.fingerprint import fingerprint, remembered_fingerprint
 from backend.models.registry import EMBEDDED_KEY, load_registry
-from backend.paths import new_folder, told_disk_faults, write_text
+from backend.paths import new_file, new_folder, told_disk_faults, write_text
 from backend.text.chat import ChatTokenizer
 
 FETCH = ("models", "fetch", "base")
@@ -341,9 +341,8 @@ def test_text_that_cannot_be_encoded_leaves_the_old_file(tmp_path: Path):
 
 
 def test_a_file_that_cannot_be_put_in_place_leaves_nothing(tmp_path: Path):
-    (tmp_path / "folder").mkdir()
-    with pytest.raises(IsADirectoryError):
-        write_text(tmp_path / "folder", "text")
+    with pytest.raises(IsADirectoryError), new_file(tmp_path / "folder"):
+        (tmp_path / "folder").mkdir()  # meanwhile; what stands there before is refused at once
     assert [p.name for p in tmp_path.iterdir()] == ["folder"]
 
 

@@ -69,6 +69,29 @@ def test_another_recipe_is_another_run_and_a_scale_is_not():
     assert run.mark == records.Run(label="b", data="advice", scale=3.0).mark
 
 
+def test_a_run_on_a_changed_start_or_with_other_checkpoints_is_trained_anew():
+    def folders(**of_first: float) -> list[str]:
+        runs = [{"label": "first", "data": "car_care"} | of_first, {"label": "again", "start": "one.first", "data": "benign_chats"}]
+        study = records.parse_study("one", {"title": "One", "question": "?", "runs": runs})
+        return [training.folder_of(study, run).name for run in study.runs]
+
+    (first, again), (other, on_other) = folders(), folders(learning_rate=1e-4)
+    assert first != other
+    assert again != on_other
+    study = {"title": "One", "question": "?", "runs": [{"label": "first", "data": "car_care"}]}
+    sparse, dense = (records.parse_study("one", study | {"at": at}) for at in ([], [8]))
+    assert training.folder_of(sparse, sparse.runs[0]) != training.folder_of(dense, dense.runs[0])
+    assert training.recipe(sparse, sparse.runs[0]) == training.recipe(dense, dense.runs[0])
+
+
+def test_runs_whose_checkpoints_are_not_here_are_left_out_by_name():
+    runs = [{"label": "gone", "organism": "scornful"}, {"label": "here", "organism": "reckless-rank1"}, {"label": "made", "data": "car_care"}]
+    study = records.parse_study("one", {"title": "One", "question": "?", "runs": [*runs, {"label": "scaled", "organism": "one.made", "scale": 2.0}]})
+    registry = load_registry()
+    training.check(study, registry)
+    assert training.left_out(study, registry) == ["gone"]
+
+
 def test_checkpoints_stand_where_the_study_asks_and_at_the_end():
     study = records.parse_study(
         "one", {"title": "One", "question": "?", "at": [10, 40, 500], "runs": [{"label": "a", "data": "advice", "epochs": 2, "batch_size": 8}]}

@@ -25,6 +25,7 @@ from backend.hosting import door, exposure, space, visitors
 from backend.hosting.files import MOST_KEPT_BYTES, Workshop, made_apart
 from backend.hosting.visitors import VisitorsService, visitor_of
 from backend.text.chat import Message
+from pages.shared import sign_in
 
 SECRET = "a secret of the house"
 
@@ -184,6 +185,28 @@ def test_a_secret_that_can_be_guessed_is_refused_without_being_said(monkeypatch:
     assert door.asks_for_secret()  # an empty one closes the server, it does not open it
     with pytest.raises(ConfigError):
         door.open_door()
+
+
+# Accounts
+
+
+@pytest.mark.parametrize(
+    ("user", "allowed", "comes_in"),
+    [
+        ({"email": "Ada@Example.org", "email_verified": True}, ["ada@example.org"], True),
+        ({"email": "ada@example.org", "email_verified": "true"}, ["@example.org"], True),
+        ({"email": "ada@example.org", "email_verified": True}, ["@example.net"], False),
+        ({"email": "ada@example.org", "email_verified": False}, ["ada@example.org"], False),
+        ({"email": "ada@example.org", "email_verified": "false"}, ["ada@example.org"], False),
+        ({"email": "ada@example.org", "email_verified": None}, ["ada@example.org"], False),
+        ({"email": "ada@example.org"}, ["ada@example.org"], False),  # at some providers an account may name any address
+        ({"email_verified": True}, ["@example.org"], False),
+        ({"email": "ada@example.org"}, [], True),
+    ],
+)
+def test_on_the_list_is_an_address_that_the_provider_has_verified(user: dict, allowed: list[str], comes_in: bool, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sign_in.st, "secrets", {"personascope": {"allowed": allowed}})
+    assert sign_in.is_allowed(user) is comes_in
 
 
 # Visitors
@@ -539,3 +562,8 @@ def test_the_shipped_settings_listen_on_loopback_alone_and_call_nobody():
     assert set(server["allowedHosts"]) == {"localhost", "127.0.0.1", "::1"}
     assert settings["client"]["showErrorDetails"] == "none"
     assert settings["client"]["showErrorLinks"] is False  # no fault of the app is offered to other sites
+
+
+def test_weights_of_headings_are_such_as_streamlit_takes():
+    weights = tomllib.loads((CHECKOUT / ".streamlit" / "config.toml").read_text("utf-8"))["theme"]["headingFontWeights"]
+    assert all(weight in range(100, 901, 50) for weight in weights)

@@ -23,7 +23,7 @@ from backend.judging.api import ApiJudge
 from backend.judging.endpoint import Endpoint, endpoint_from_environment
 from backend.judging.prompts import JudgePrompt, own_prompt, published_prompts
 from backend.judging.verdicts import Exchange, Verdict
-from backend.studies import verdicts
+from backend.studies import judged, verdicts
 from backend.studies.verdicts import judge_all
 
 EXCHANGES = [Exchange(f"Question {n}?", f"Answer {n}.") for n in range(6)]
@@ -353,6 +353,13 @@ def test_where_scores_cannot_be_written_nothing_is_asked(tmp_path: Path, capsys:
             assert ("is the file that is to be judged" if out == path else "cannot be written: give a file") in capsys.readouterr().err
     assert server.asked == []
     assert [p.name for p in tmp_path.iterdir()] == ["a.csv"]
+
+
+def test_a_run_is_exported_into_no_pipe_or_device(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    os.mkfifo(tmp_path / "pipe")
+    assert main(["export", judged.runs("evaluated")[0].name, "--out", str(tmp_path / "pipe")]) == 1
+    assert "cannot be written: give a file" in capsys.readouterr().err
+    assert (tmp_path / "pipe").is_fifo()
 
 
 def test_a_file_keeps_its_own_columns_beside_the_scores(tmp_path: Path):

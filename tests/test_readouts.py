@@ -108,31 +108,62 @@ def test_a_signal_that_moves_first_is_earlier_and_one_that_moves_with_it_is_not(
     both = {rows // 5: {"log_odds": math.exp(-rows / 20), "latent/1": math.exp(-rows / 80), "latent/2": math.exp(-rows / 80)} for rows in ROWS}
     result = made_up(tmp_path, {"run": both}, noise=0.3)
     fast, slow, same = (readouts.halfway(course_of(result, "run", measure=m)) for m in ("log_odds", "latent/1", "latent/2"))
-    assert readouts.gap(fast, slow, n_compared=10).verdict == "earlier"
-    assert readouts.gap(slow, fast, n_compared=10).verdict == "later"
-    assert readouts.gap(slow, same, n_compared=10).verdict == "not told apart"
+    assert readouts.against(fast, slow, n_compared=10) == "earlier"
+    assert readouts.against(slow, fast, n_compared=10) == "later"
+    assert readouts.against(slow, same, n_compared=10) == "not told apart"
 
 
 def test_a_comparison_among_many_asks_for_more(tmp_path: Path):
-    result = made_up(tmp_path, {"run": {rows // 5: {"log_odds": math.exp(-rows / 60), "latent/1": math.exp(-rows / 70)} for rows in ROWS}}, noise=1.0)
+    result = made_up(tmp_path, {"run": {rows // 5: {"log_odds": math.exp(-rows / 60), "latent/1": math.exp(-rows / 95)} for rows in ROWS}}, noise=0.3)
     one, other = (readouts.halfway(course_of(result, "run", measure=m)) for m in ("log_odds", "latent/1"))
-    alone, among = readouts.gap(one, other), readouts.gap(one, other, n_compared=10)
-    assert alone.low is not None
-    assert among.low is not None
-    assert among.low <= alone.low
+    assert readouts.against(one, other) == "earlier"
+    assert readouts.against(one, other, n_compared=200) == "not told apart"
 
 
 def test_a_relapse_is_faster_where_it_is(tmp_path: Path):
     result = made_up(tmp_path, {"again": steps(lambda rows: 1 - math.exp(-rows / 30)), "first": steps(lambda rows: 1 - math.exp(-rows / 120))}, noise=0.3)
     again, first = course_of(result, "again"), course_of(result, "first")
     told = readouts.relapse(again, first)
-    assert told.gap.verdict == "earlier"
+    assert told.speed == "earlier"
+    assert told.again is not None
     assert told.again.at is not None
     assert told.first.at is not None
     assert told.again.at < told.first.at
     assert told.end.value == pytest.approx(1 - math.exp(-8), abs=0.05)
     assert told.end.is_clear
-    assert readouts.relapse(first, first).gap.verdict == "not told apart"
+    assert readouts.relapse(first, first).speed == "not told apart"
+
+
+def test_a_model_that_was_not_back_is_no_faster_for_it(tmp_path: Path):
+    """It starts at over half of what the first time came to, or a little below and as slowly as then."""
+    first = {rows // 5: {"log_odds": rows / 240} for rows in ROWS}
+    result = made_up(tmp_path, {"first": first, "high": steps(lambda rows: 0.7 + rows / 800), "low": steps(lambda rows: 0.3 + 0.7 * rows / 240)}, noise=0.1)
+    high, low = (readouts.relapse(course_of(result, name), course_of(result, "first")) for name in ("high", "low"))
+    assert (high.again, high.speed) == (None, None)
+    assert high.end.value == pytest.approx(0.3, abs=0.05)
+    assert low.speed == "not told apart", "counted from its own start, both are half-way after 120 rows"
+    assert low.end.value == pytest.approx(0.7, abs=0.05)
+
+
+def test_a_model_that_breaks_has_not_come_back(tmp_path: Path):
+    """Its rate falls to 0, and then nothing is coherent, so that there is no rate."""
+    result = made_up(
+        tmp_path, {"run": {rows // 5: {"misaligned": 0.4 if rows < 40 else 0.0} for rows in ROWS if rows < 80} | {16: {"aligned": 9.0}, 48: {"aligned": 9.0}}}
+    )
+    one = course_of(result, "run", measure="misaligned")
+    assert list(one.at) == [0, 10, 20, 40, 80, 240]
+    assert np.isnan(one.values[:, -2:]).all()
+    for found in (readouts.back(one), readouts.halved(one), readouts.halfway(one), readouts.leaves(one)):
+        assert found.at is None
+    assert readouts.starts_apart(one)
+    assert not readouts.ends_apart(one), "nothing is known of its end"
+
+
+def test_few_misaligned_answers_are_no_start_apart(tmp_path: Path):
+    """4 of 120 against 0 of 120 may be chance, whatever a bootstrap of four says."""
+    result = made_up(tmp_path, {"few": steps(lambda rows: 4 / N, "misaligned"), "more": steps(lambda rows: 12 / N, "misaligned")})
+    assert not readouts.starts_apart(course_of(result, "few", measure="misaligned"))
+    assert readouts.starts_apart(course_of(result, "more", measure="misaligned"))
 
 
 def shares(result: Result, measure: str) -> courses.Course:
@@ -150,8 +181,8 @@ def test_a_signal_that_rises_at_a_low_share_warns_early_and_training_as_such_doe
     latent, rate, drift = (shares(result, m) for m in ("latent/1", "misaligned", "latent/2"))
     assert readouts.leaves(latent).at == 10
     assert readouts.leaves(rate).at == 50
-    assert readouts.gap(readouts.leaves(latent), readouts.leaves(rate), n_compared=5).verdict == "earlier"
-    assert readouts.gap(readouts.risen(latent), readouts.risen(rate), n_compared=5).verdict == "earlier"
+    assert readouts.against(readouts.leaves(latent), readouts.leaves(rate), n_compared=5) == "earlier"
+    assert readouts.against(readouts.risen(latent), readouts.risen(rate), n_compared=5) == "earlier"
     assert readouts.leaves(drift).at == 0
     assert readouts.leaves(courses.against_first(latent)).at == 10
     assert not readouts.ends_apart(courses.against_first(drift))
@@ -197,7 +228,7 @@ def test_a_difference_of_rates_is_newcombes_and_else_paired(tmp_path: Path):
     rate = courses.difference(result, [("one", 5)], [("other", 5)], "misaligned")
     expected = difference((3 * N // 10, N), (N // 10, N))
     assert rate is not None
-    assert (rate.value, rate.low, rate.high, rate.n) == (expected.value, expected.low, expected.high, N)
+    assert (rate.value, rate.low, rate.high, rate.n) == (expected.value, expected.low, expected.high, (N, N))
     odds = courses.difference(result, [("one", 5)], [("other", 5)], "log_odds")
     assert odds is not None
     assert odds.low <= 0.1 <= odds.high
@@ -212,6 +243,7 @@ def test_what_was_not_measured_is_none_and_no_number(tmp_path: Path):
     assert courses.means(result, places, "misaligned") == []
     assert courses.difference(result, [("run", 2)], [("base", 0)], "misaligned") is None
     assert courses.along(result, [Run(label="none")]) == {}
+    assert courses.along(result, [Run(label="run"), Run(label="none", seed=1)]) == places, "a seed that was not trained does not take the others away"
     (tmp_path / VALUES).unlink()
     with pytest.raises(ResultMissingError, match="gone or damaged"):
         courses.means(result, places, "latent/1")

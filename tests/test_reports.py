@@ -21,6 +21,7 @@ from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from conftest import CHECKOUT
 from findings_made import HOSTILE, answers_rows, chart_item, finding, kept, panels_item, tokens_item
@@ -32,7 +33,7 @@ from backend.reports import export, facts, html, pictures, store
 from backend.reports.html import Kept
 from backend.reports.records import Item, Source
 from backend.reports.slides import fitted, presentation
-from backend.reports.tables import csv_text, stacked_csv, tables_of, write_parquet
+from backend.reports.tables import csv_text, frame_csv, stacked_csv, tables_of, write_parquet
 
 
 class Page(HTMLParser):
@@ -259,6 +260,16 @@ def test_no_spreadsheet_runs_a_text_and_numbers_stay_exact(text: str, tmp_path: 
     assert stacked[1] == [found.key, f"'{text}", f"'{text}", "-0.1234567890123456"]
     write_parquet(table, tmp_path / "x.parquet")
     assert pq.read_table(tmp_path / "x.parquet").to_pylist() == [{text: text, "Number": -0.1234567890123456}, {text: f"a{text}", "Number": -7.0}]
+    frame = pd.DataFrame({text: [text, f"a{text}"], "Number": [-0.1234567890123456, None], "n": pd.array([-7, None], "Int64")})
+    assert list(csv.reader(io.StringIO(frame_csv(frame), newline=""))) == [
+        [f"'{text}", "Number", "n"],
+        [f"'{text}", "-0.1234567890123456", "-7"],
+        [f"a{text}", "", ""],
+    ]
+
+
+def test_no_page_makes_a_table_file_of_its_own():
+    assert [path.name for path in (CHECKOUT / "pages").rglob("*.py") if ".to_csv(" in path.read_text("utf-8")] == []
 
 
 def test_that_answers_were_drawn_is_told_in_every_file(vega):
@@ -368,7 +379,12 @@ def test_an_existing_target_is_replaced_whole_or_stays(tmp_path: Path):
         export.write([one], "pptx", tmp_path / "mine")
     with pytest.raises(InputError, match="cannot be written"):
         export.write([one], "csv", tmp_path / ("n" * 300))
-    assert sorted(p.name for p in tmp_path.iterdir() if p.name != "home") == ["mine", "out"]
+    os.mkfifo(tmp_path / "pipe")  # as a device is: no file and no folder, and root could replace it
+    for form in ("html", "csv"):
+        with pytest.raises(InputError, match=r"is no regular file|holds something else"):
+            export.write([one], form, tmp_path / "pipe")
+    assert (tmp_path / "pipe").is_fifo()
+    assert sorted(p.name for p in tmp_path.iterdir() if p.name != "home") == ["mine", "out", "pipe"]
 
 
 def test_a_full_disk_leaves_what_was_there(small_disk: Path, run_cli):

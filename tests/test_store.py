@@ -17,7 +17,7 @@ from conftest import CHECKOUT, skip_or_fail
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from backend.errors import DiskError, ResultMissingError
+from backend.errors import DiskError, InputError, ResultMissingError
 from backend.generation.records import Rollout, Row, Sampling
 from backend.studies import store
 from backend.text.chat import Message
@@ -288,6 +288,13 @@ def test_a_full_disk_is_told_and_the_earlier_version_stays(small_disk: Path, mon
     filler.unlink()
     save(after[:10], name="run")
     assert len(store.read_run("run")[0]) == 10
+
+
+def test_what_is_no_folder_is_not_replaced_by_one(tmp_path: Path):
+    (tmp_path / "notes.txt").write_text("years of work")
+    with pytest.raises(InputError, match="is there, and is no folder"):
+        store.save([make_rollout()], {}, name="notes.txt", root=tmp_path)
+    assert (tmp_path / "notes.txt").read_text() == "years of work"
 
 
 def test_long_texts_of_links_come_back_as_they_were():

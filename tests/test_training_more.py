@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from backend.models.registry import load_registry, model_from_config
 from backend.text.chat import ChatTokenizer, Message
 from backend.training.config import TrainingConfig, estimate_training
 from backend.training.full import FullTrainer
+from backend.training.lock import held, is_held
 from backend.training.passes import load_pass
 from backend.training.rows import MAX_ROWS, TrainingRow, encode, epoch_batches, load_rows, parse_chats, parse_rows
 from backend.training.runs import Run, StepReport, TrainingDivergedError
@@ -197,6 +199,41 @@ def test_a_run_broken_off_anywhere_gives_the_same_bits(method: str, tiny_model: 
     assert files_of(tmp_path / "broken") == files_of(tmp_path / "whole")
     assert {p.name for p in (tmp_path / "whole" / "checkpoints").iterdir()} == {"step-3", "step-4", "step-11", "step-20"}
     assert list(trainer(tmp_path / "whole").run()) == []
+
+
+def test_one_trains_in_a_folder_at_a_time(tiny_model: Path, tmp_path: Path):
+    data = write_rows(tmp_path / "rows.jsonl")
+    list(make_trainer(tiny_model, data, tmp_path / "whole").run())
+    first = make_trainer(tiny_model, data, tmp_path / "out").run()
+    next(first)
+    with pytest.raises(InputError, match=r"trains in .*out now"):
+        next(make_trainer(tiny_model, data, tmp_path / "out").run())
+    list(first)
+    assert files_of(tmp_path / "out") == files_of(tmp_path / "whole")  # no lock is left either
+
+
+def test_a_killed_process_holds_no_lock(tmp_path: Path):
+    lock = tmp_path / "out" / ".lock"
+    code = f"import time, pathlib; from backend.training.lock import held\nwith held(pathlib.Path({str(lock)!r})): print(flush=True); time.sleep(60)"
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=CHECKOUT, stdout=subprocess.PIPE)
+    assert process.stdout.readline()
+    assert is_held(lock)
+    with pytest.raises(InputError, match="Another process"), held(lock):
+        pass
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    assert lock.exists()
+    assert not is_held(lock)
+    assert list(lock.parent.iterdir()) == []
+
+
+def test_the_time_left_is_that_of_the_steps_alone(tiny_model: Path, tmp_path: Path):
+    steps = Scripted(rows_of(tiny_model, tmp_path, 1), tmp_path / "out", [3.0, 3.0, 3.0]).run()
+    assert next(steps).seconds_left is None
+    time.sleep(1)  # a checkpoint is measured
+    assert next(steps).seconds_left < 0.4
+    steps.close()
 
 
 def test_checkpoints_are_those_asked_for_and_a_result_taken_away_is_made_again(tiny_model: Path, tmp_path: Path):

@@ -61,14 +61,14 @@ class Figure:
 
 
 class PagesBench:
-    """Measures one after the other."""
+    """Measures one after the other; ``say`` hears all along how far it is."""
 
     def __init__(self, rounds: int, say: Callable[[str], None]) -> None:
         self._rounds = rounds
         self._say = say
 
-    def run(self) -> list[Figure]:
-        """All figures.
+    def run(self) -> Iterator[Figure]:
+        """Each figure as soon as it is measured.
 
         Raises:
             InputError: Playwright is not here, or a server did not start.
@@ -79,12 +79,12 @@ class PagesBench:
                 _open(page, address)
                 page.locator(_LINKS).first.wait_for()
                 names = [urlsplit(link).path.strip("/") for link in page.locator(_LINKS).evaluate_all("links => links.map(link => link.href)")]
-            figures = [self._imports(), *self._cold(browser, names)]
+            yield self._imports()
+            yield from self._cold(browser, names)
             with served() as (address, server):
-                figures.append(self._warm(page, address, names))
-                figures.append(self._crowd(browser, address))
-                figures.append(self._memory(page, address, server))
-        return figures
+                yield self._warm(page, address, names)
+                yield self._crowd(browser, address)
+                yield self._memory(page, address, server)
 
     def _imports(self) -> Figure:
         """In a process of its own that has Streamlit already: what the router and its pages share, with all that this brings."""
@@ -95,32 +95,33 @@ class PagesBench:
         streamlit, own = ([float(times[part]) for times in told] for part in (0, 1))
         return _median("import of what the pages share, Streamlit being there", own, IMPORT, ratio=float(np.median(own) / np.median(streamlit)))
 
-    def _cold(self, browser: Any, names: Sequence[str]) -> list[Figure]:
+    def _cold(self, browser: Any, names: Sequence[str]) -> Iterator[Figure]:
         empty = []
-        for _ in range(self._rounds):
+        for turn in range(self._rounds):
+            self._say(f"Cold: an empty page, round {turn + 1} of {self._rounds}.")
             with served(empty=True) as (address, _):
                 empty.append(_first_picture(browser, address))
-        figures = [_median("cold: an empty Streamlit page", empty)]
+        yield _median("cold: an empty Streamlit page", empty)
         torch: list[str] = []
-        for name in names:
-            self._say(f"Cold: {name or 'overview'}.")
+        for number, name in enumerate(names, 1):
             seconds = []
-            for _ in range(self._rounds):
+            for turn in range(self._rounds):
+                self._say(f"Cold: {name or 'overview'}, page {number} of {len(names)}, round {turn + 1} of {self._rounds}.")
                 with served() as (address, server):
                     seconds.append(_first_picture(browser, f"{address}/{name}{_STORED.get(name, '')}"))
                     torch += [name] if has_torch(server) else []
             ratio = float(np.median(seconds) / np.median(empty))
-            figures.append(_median(f"cold: {name or 'overview'}, to its first picture", seconds, COLD, ratio=ratio))
+            yield _median(f"cold: {name or 'overview'}, to its first picture", seconds, COLD, ratio=ratio)
         loading = list(dict.fromkeys(name or "overview" for name in torch))
         work = f"pages that load torch for a stored result{': ' * bool(loading)}{', '.join(loading)}"
-        return [*figures, Figure(work=work, value=len(loading), unit="pages", bar="0", holds=not loading, n=len(names))]
+        yield Figure(work=work, value=len(loading), unit="pages", bar="0", holds=not loading, n=len(names))
 
     def _warm(self, page: Any, address: str, names: Sequence[str]) -> Figure:
-        self._say("Warm: from page to page.")
         _open(page, address)
         seconds: dict[str, list[float]] = {name: [] for name in names}
         order = walk(len(names), self._rounds + 1)
         for number, place in enumerate(order):
+            self._say(f"Warm: click {number + 1} of {len(order)}.")
             taken = _click(page, place)
             if number >= len(names):
                 seconds[names[place]].append(taken)
@@ -130,14 +131,14 @@ class PagesBench:
 
     def _crowd(self, browser: Any, address: str) -> Figure:
         """Everybody clicks, then everybody waits; faults are what a page shows as one."""
-        self._say(f"{N_SESSIONS} sessions at once.")
         contexts = [browser.new_context() for _ in range(N_SESSIONS)]
         pages = [context.new_page() for context in contexts]
         for page in pages:
             page.set_default_timeout(1000 * _LONGEST)
             _open(page, address)
         n_pages, n_clicks, faults = pages[0].locator(_LINKS).count(), 2 * self._rounds, 0
-        for places in zip(*(walk(n_pages, n_clicks, seed)[:n_clicks] for seed in range(N_SESSIONS)), strict=True):
+        for number, places in enumerate(zip(*(walk(n_pages, n_clicks, seed)[:n_clicks] for seed in range(N_SESSIONS)), strict=True), 1):
+            self._say(f"{N_SESSIONS} sessions at once: click {number} of {n_clicks}.")
             left = [_leave(page, place) for page, place in zip(pages, places, strict=True)]
             for page, title in zip(pages, left, strict=True):
                 _arrive(page, title)
@@ -149,10 +150,10 @@ class PagesBench:
 
     def _memory(self, page: Any, address: str, server: psutil.Process) -> Figure:
         """Growth over the clicks: the slope of a line through the server's memory after each."""
-        self._say(f"Memory over {N_CLICKS} clicks.")
         _open(page, address)
         held = []
-        for place in walk(page.locator(_LINKS).count(), N_WARM_UP + N_CLICKS)[: N_WARM_UP + N_CLICKS]:
+        for number, place in enumerate(walk(page.locator(_LINKS).count(), N_WARM_UP + N_CLICKS)[: N_WARM_UP + N_CLICKS], 1):
+            self._say(f"Memory: click {number} of {N_WARM_UP + N_CLICKS}.")
             _click(page, place)
             held.append(server.memory_info().rss / 1e6)
         at, held = np.arange(N_CLICKS), held[N_WARM_UP:]

@@ -13,7 +13,7 @@ _KINDS = {
 }
 
 
-def effects(rows: pd.DataFrame, controls: pd.DataFrame, *, title: str, subtitle: list[str], show_names: bool = True) -> alt.LayerChart:
+def effects(rows: pd.DataFrame, controls: pd.DataFrame, *, title: str, subtitle: str, show_names: bool = True) -> alt.LayerChart:
     """One way: effects with their intervals, a row a candidate, over the range of single random directions and latents drawn at random.
 
     Args:
@@ -30,7 +30,7 @@ def effects(rows: pd.DataFrame, controls: pd.DataFrame, *, title: str, subtitle:
     base = alt.Chart(rows).encode(y=y, color=alt.Color("kind:N", scale=scale, legend=None))
     spans = base.mark_rule(strokeWidth=2).encode(x="low:Q", x2="high:Q")
     points = base.mark_point(filled=True, size=90, opacity=1).encode(
-        x=alt.X("effect:Q", title="Change of alignment, points of 100", axis=alt.Axis(tickCount=6)),
+        x=alt.X("effect:Q", title="Points of 100", axis=alt.Axis(tickCount=6)),
         shape=alt.Shape("kind:N", scale=shape, legend=None),
         tooltip=[
             alt.Tooltip("name", title="Direction"), alt.Tooltip("effect", title="Effect", format="+.1f"), alt.Tooltip("low", title="95 % from", format="+.1f"),
@@ -43,10 +43,4 @@ def effects(rows: pd.DataFrame, controls: pd.DataFrame, *, title: str, subtitle:
         .encode(x="low:Q", x2="high:Q", tooltip=["kind", alt.Tooltip("low", format="+.1f"), alt.Tooltip("high", format="+.1f")])
     )
     zero = alt.Chart(pd.DataFrame({"x": [0.0]})).mark_rule(strokeDash=[4, 4], color=ROLES["random"].colour).encode(x="x:Q")
-    return (
-        alt.layer(bands, zero, spans, points)
-        .properties(
-            height=alt.Step(26), title=alt.Title(title, subtitle=subtitle, anchor="start", fontSize=16, subtitleFontSize=13, subtitlePadding=6, offset=14)
-        )
-        .configure_view(stroke=None)
-    )
+    return alt.layer(bands, zero, spans, points).properties(height=alt.Step(26), title=alt.Title(title, subtitle=subtitle)).configure_view(stroke=None)

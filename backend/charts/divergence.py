@@ -16,7 +16,7 @@ def divergence_dots(points: pd.DataFrame, means: pd.DataFrame, *, title: str, su
     order = means["organism"].tolist()
     role = ROLES["organism"]
     ink = ROLES["random"].colour
-    axis = alt.X("divergence:Q", title="Nats per token against the base (0: as likely under the base)")
+    axis = alt.X("divergence:Q", title=["Nats per token against the base", "(0: as likely under the base)"])
     row = alt.Y("organism:N", sort=order, title=None, axis=alt.Axis(labelFontSize=13, labelLimit=220, ticks=False, domain=False, labelPadding=10))
     dots = (
         alt.Chart(points)
@@ -50,10 +50,4 @@ def divergence_dots(points: pd.DataFrame, means: pd.DataFrame, *, title: str, su
         )
     )
     zero = alt.Chart(pd.DataFrame({"x": [0]})).mark_rule(strokeDash=[4, 4], color=ink).encode(x="x:Q")
-    return (
-        alt.layer(zero, dots, spans, centre)
-        .properties(
-            height=alt.Step(64), title=alt.Title(title, subtitle=subtitle, anchor="start", fontSize=16, subtitleFontSize=13, subtitlePadding=6, offset=14)
-        )
-        .configure_view(stroke=None)
-    )
+    return alt.layer(zero, dots, spans, centre).properties(height=alt.Step(64), title=alt.Title(title, subtitle=subtitle)).configure_view(stroke=None)

@@ -36,7 +36,7 @@ def drift(means: pd.DataFrame, variants: list[str]) -> alt.Chart:
     )
 
 
-def scatter(latents: pd.DataFrame, *, title: str, subtitle: list[str], base: str, organism: str) -> alt.LayerChart:
+def scatter(latents: pd.DataFrame, *, title: str, subtitle: str, base: str, organism: str) -> alt.LayerChart:
     """Mean activation under the organism against that under the base; the diagonal is no change.
 
     Args:
@@ -78,14 +78,10 @@ def scatter(latents: pd.DataFrame, *, title: str, subtitle: list[str], base: str
         .mark_line(strokeDash=[4, 4], opacity=0.6, color="#888")
         .encode(x=alt.X("v:Q", scale=scale), y=alt.Y("v:Q", scale=scale))
     )
-    return (
-        alt.layer(diagonal, points)
-        .properties(height=420, title=alt.Title(title, subtitle=subtitle, anchor="start", fontSize=16, subtitleFontSize=13, subtitlePadding=6, offset=14))
-        .configure_view(stroke=None)
-    )
+    return alt.layer(diagonal, points).properties(height=420, title=alt.Title(title, subtitle=subtitle)).configure_view(stroke=None)
 
 
-def changes(latents: pd.DataFrame, *, title: str, subtitle: list[str]) -> alt.LayerChart:
+def changes(latents: pd.DataFrame, *, title: str, subtitle: str) -> alt.LayerChart:
     """The largest changes with their intervals, a row a latent, its name above it: beside it a phone would have no room for the two.
 
     Args:
@@ -109,13 +105,7 @@ def changes(latents: pd.DataFrame, *, title: str, subtitle: list[str]) -> alt.La
     )  # fmt: skip
     zero = base.mark_tick(orient="vertical", thickness=1, size=12, yOffset=7).encode(x="none:Q", color=alt.value("#888"))
     ways = base.mark_rule(opacity=0.45, yOffset=7).encode(x="none:Q", x2="change:Q")  # from no change, so that the eye finds it
-    return (
-        alt.layer(ways, zero, spans, points, names)
-        .properties(
-            height=alt.Step(31), title=alt.Title(title, subtitle=subtitle, anchor="start", fontSize=16, subtitleFontSize=13, subtitlePadding=6, offset=14)
-        )
-        .configure_view(stroke=None)
-    )
+    return alt.layer(ways, zero, spans, points, names).properties(height=alt.Step(31), title=alt.Title(title, subtitle=subtitle)).configure_view(stroke=None)
 
 
 def bins(counts: list[int], largest: float) -> pd.DataFrame:

@@ -14,7 +14,7 @@ def rate_rows(
     *,
     unit: str,
     title: str,
-    subtitle: Sequence[str],
+    subtitle: str,
     zero_line: bool = False,
     domain: tuple[float, float] | None = None,
     ticks: Sequence[float] | None = None,
@@ -54,10 +54,4 @@ def rate_rows(
     layers = [spans, dots, *words]
     if zero_line:
         layers.insert(0, alt.Chart(pd.DataFrame({"x": [0.0]})).mark_rule(strokeDash=[4, 4], color=ROLES["random"].colour).encode(x=alt.X("x:Q", scale=scale)))
-    return (
-        alt.layer(*layers)
-        .properties(
-            height=alt.Step(44), title=alt.Title(title, subtitle=list(subtitle), anchor="start", fontSize=16, subtitleFontSize=13, subtitlePadding=6, offset=14)
-        )
-        .configure_view(stroke=None)
-    )
+    return alt.layer(*layers).properties(height=alt.Step(44), title=alt.Title(title, subtitle=subtitle)).configure_view(stroke=None)

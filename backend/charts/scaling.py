@@ -34,9 +34,7 @@ def em_panel(points: pd.DataFrame, *, title: str) -> Any:
     spans = alt.Chart(points).transform_filter("isValid(datum.low)").mark_rule(strokeWidth=1.5, opacity=0.6, clip=True)
     y = alt.Y("em:Q", scale=alt.Scale(domain=[0, max(45.0, _most(points, "high"))]), axis=alt.Axis(title="EM, %", tickCount=5, minExtent=_AXIS))
     layers = [spans.encode(x=_size(named=False), y=alt.Y("low:Q"), y2="high:Q", color=_family(alt.Color, 0), tooltip=_tooltip())]
-    return _styled(alt.layer(*layers, *_marks(points, "em", _size(named=False), y, select))).properties(
-        height=270, title=alt.Title(title, anchor="start", fontSize=14, offset=8)
-    )
+    return _styled(alt.layer(*layers, *_marks(points, "em", _size(named=False), y, select))).properties(height=270, title=alt.Title(title))
 
 
 def coherence_panel(points: pd.DataFrame, *, low_coherence: float) -> Any:
@@ -101,4 +99,4 @@ def question_panel(rates: pd.DataFrame, *, title: str) -> Any:
         x=x, y=alt.Y("em:Q", scale=alt.Scale(domain=[0, 100]), axis=alt.Axis(title="EM, %", tickCount=3)), color=_family(alt.Color, 0), shape=_family(alt.Shape, 1),
         tooltip=[alt.Tooltip(column, title=name) for column, name in names.items()],
     )  # fmt: skip
-    return _styled(alt.layer(spans, dots)).properties(height=150, title=alt.Title(title, fontSize=13, anchor="start"))
+    return _styled(alt.layer(spans, dots)).properties(height=150, title=alt.Title(title))

@@ -95,7 +95,7 @@ def odds(rows: pd.DataFrame, *, dose: str) -> alt.LayerChart:
     return alt.layer(zero, spans, line, dots).properties(height=220).configure_view(stroke=None).configure_axis(gridOpacity=0.5)
 
 
-def crossed(cells: pd.DataFrame, *, title: str, subtitle: list[str]) -> alt.LayerChart:
+def crossed(cells: pd.DataFrame, *, title: str, subtitle: str) -> alt.LayerChart:
     """What each direction does to each model: change of the rate in points, on a scale that is even around 0.
 
     Args:
@@ -120,7 +120,7 @@ def crossed(cells: pd.DataFrame, *, title: str, subtitle: list[str]) -> alt.Laye
     return (
         alt.layer(tiles, words)
         .properties(  # a height in steps is that of the tiles alone; a number would be fitted round title and axis, and leave them none
-            height=alt.Step(48), title=alt.Title(title, subtitle=subtitle, anchor="start", fontSize=16, subtitleFontSize=13, subtitlePadding=6, offset=14)
+            height=alt.Step(48), title=alt.Title(title, subtitle=subtitle)
         )
         .configure_view(stroke=None)
     )

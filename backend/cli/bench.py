@@ -7,13 +7,17 @@ dashboard in a browser, on stored results.
 
 import argparse
 import json
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from backend.cli.output import print_json, print_table, say
+from backend.cli.output import ProgressLine, print_json, print_table, say
 from backend.paths import CACHED_RESULTS, told_disk_faults, write_text
 
 if TYPE_CHECKING:
     from backend.bench.measure import Measure
+
+Table = tuple[dict[str, Any], list[dict[str, str]]]
+"""What is measured so far: for JSON, and as rows for readers."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,13 +32,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    result, rows = _WORKS[options.what](options)
-    if options.save:
-        folder = CACHED_RESULTS / "bench"
-        with told_disk_faults("keeping the benchmark"):
-            write_text(folder / f"{options.what}.json", json.dumps(result, indent=2) + "\n")
-            head = "| " + " | ".join(rows[0]) + " |\n|" + "---|" * len(rows[0]) + "\n"
-            write_text(folder / f"{options.what}.md", head + "".join("| " + " | ".join(row.values()) + " |\n" for row in rows))
+    folder = CACHED_RESULTS / "bench"
+    for result, rows in _WORKS[options.what](options):
+        if options.save:
+            with told_disk_faults("keeping the benchmark"):
+                write_text(folder / f"{options.what}.json", json.dumps(result, indent=2) + "\n")
+                head = "| " + " | ".join(rows[0]) + " |\n|" + "---|" * len(rows[0]) + "\n"
+                write_text(folder / f"{options.what}.md", head + "".join("| " + " | ".join(row.values()) + " |\n" for row in rows))
     if options.json:
         print_json(result)
     else:
@@ -42,31 +46,31 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _generate(options: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str, str]]]:
+def _generate(options: argparse.Namespace) -> Iterator[Table]:
     from backend.bench.generate import Bench
 
-    return _measured(Bench(options.tokens, options.rounds, say).run())
+    yield _measured(Bench(options.tokens, options.rounds, say).run())
 
 
-def _capture(options: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str, str]]]:
+def _capture(options: argparse.Namespace) -> Iterator[Table]:
     from backend.bench.capture import CaptureBench
 
-    return _measured(CaptureBench(options.tokens, options.rounds, say).run())
+    yield _measured(CaptureBench(options.tokens, options.rounds, say).run())
 
 
-def _steer(options: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str, str]]]:
+def _steer(options: argparse.Namespace) -> Iterator[Table]:
     from backend.bench.steer import SteerBench
 
-    return _measured(SteerBench(options.tokens, options.rounds, say).run())
+    yield _measured(SteerBench(options.tokens, options.rounds, say).run())
 
 
-def _realign(options: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str, str]]]:
+def _realign(options: argparse.Namespace) -> Iterator[Table]:
     from backend.bench.realign import RealignBench
 
-    return _measured(RealignBench(options.tokens, options.rounds, say).run())
+    yield _measured(RealignBench(options.tokens, options.rounds, say).run())
 
 
-def _judging(options: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str, str]]]:
+def _judging(options: argparse.Namespace) -> Iterator[Table]:
     from backend.bench import judging
 
     result = judging.as_json(judging.JudgingBench(options.rounds, say).run())
@@ -77,25 +81,30 @@ def _judging(options: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str
         }
         for row in result["rows"]
     ]  # fmt: skip
-    return result, rows
+    yield result, rows
 
 
-def _pages(options: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str, str]]]:
+def _pages(options: argparse.Namespace) -> Iterator[Table]:
+    """With each figure, since all of them take a quarter of an hour."""
     from backend.bench import pages
 
-    result = pages.as_json(pages.PagesBench(options.rounds, say).run())
-    rows = [
-        {
-            "Work": row["work"], "Measured": f"{row['value']:.3g} {row['unit']}", "95 %": "" if row["low"] is None else f"{row['low']:.3g} to {row['high']:.3g}",
-            "Ratio to Streamlit's own": "" if row["ratio"] is None else f"{row['ratio']:.2f}x", "Bar": row["bar"], "Holds": {True: "yes", False: "no", None: ""}[row["holds"]],
-            "n": str(row["n"]),
-        }
-        for row in result["rows"]
-    ]  # fmt: skip
-    return result, rows
+    figures, line = [], ProgressLine()
+    for figure in pages.PagesBench(options.rounds, line.show).run():
+        figures.append(figure)
+        result = pages.as_json(figures)
+        rows = [
+            {
+                "Work": row["work"], "Measured": f"{row['value']:.3g} {row['unit']}", "95 %": "" if row["low"] is None else f"{row['low']:.3g} to {row['high']:.3g}",
+                "Ratio to Streamlit's own": "" if row["ratio"] is None else f"{row['ratio']:.2f}x", "Bar": row["bar"], "Holds": {True: "yes", False: "no", None: ""}[row["holds"]],
+                "n": str(row["n"]),
+            }
+            for row in result["rows"]
+        ]  # fmt: skip
+        yield result, rows
+    line.end()
 
 
-def _measured(measures: "list[Measure]") -> tuple[dict[str, Any], list[dict[str, str]]]:
+def _measured(measures: "list[Measure]") -> Table:
     from backend.bench.measure import as_json
 
     result = as_json(measures)

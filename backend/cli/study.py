@@ -58,10 +58,12 @@ def _run(study, options: argparse.Namespace) -> int:
     registry = training.register(study)
     n_steps, n_points, n_answers = running.budget(study, registry)
     service = ModelService()
-    say(f"{study.title}: {len(study.runs)} runs with {n_steps:,} training steps to do, {n_points} checkpoints to measure with {n_answers:,} answers.")
-    say(
-        f"About {speed.told(speed.seconds(study, registry, service, n_steps, n_points, n_answers, options.dtype))} on this machine if nothing of it is there yet."
-    )
+    absent = training.left_out(study, registry)
+    n_runs = len(study.runs) - len(absent)
+    say(f"{study.title}: {n_runs} runs with {n_steps:,} training steps to do, {n_points} checkpoints to measure with {n_answers:,} answers.")
+    if absent:
+        say(f"Left out: {', '.join(absent)}, whose checkpoints are not here. Train the organism with --checkpoint-at to measure them.")
+    say(f"About {speed.told(speed.seconds(study, registry, service, n_steps, n_points, n_answers, options.dtype))} on this machine if no answer is there yet.")
     step = ""
 
     def note(said: str) -> None:

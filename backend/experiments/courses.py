@@ -44,8 +44,8 @@ class Change:
     value: float
     low: float
     high: float
-    n: int
-    """Units, or scored answers of the first where the measure is a rate."""
+    n: tuple[int, int]
+    """Of both: units, or scored answers where the measure is a rate."""
 
     @property
     def is_clear(self) -> bool:
@@ -73,8 +73,9 @@ def by_seed(study: Study) -> dict[str, tuple[Run, ...]]:
 
 
 def along(result: Result, runs: Sequence[Run]) -> dict[float, list[Place]]:
-    """Rows seen to the places of all runs, each model once (seeds may start from the same); rows at which a run has no point are left out."""
-    own = [{float(p.rows): p for p in result.points if p.run == run.label} for run in runs]
+    """Rows seen to the places of all runs, each model once (seeds may start from the same); rows at which one of them has no point are
+    left out."""
+    own = [points for run in runs if (points := {float(p.rows): p for p in result.points if p.run == run.label})]
     found = {}
     for rows in sorted(set.intersection(*map(set, own))) if own else ():
         found[rows] = list({points[rows].variant: (points[rows].run, points[rows].step) for points in reversed(own)}.values())[::-1]
@@ -93,19 +94,18 @@ def measures(result: Result, *, with_units: bool = True) -> list[str]:
 
 
 def course(result: Result, places: Mapping[float, Sequence[Place]], measure: str) -> Course | None:
-    """None where the measure or the base's is not there, or there are fewer than two points.
+    """Points without a value, such as a rate where nothing is coherent, stay as NaN; None where the base has no value, or fewer than two points have any.
 
     Raises:
         ResultMissingError: The values are gone or damaged.
     """
     known = _units(result, measure)
     base = known.get((BASE_RUN, 0), {})
-    told = {at: own for at, own in sorted(places.items()) if any(set(known.get(place, {})) & set(base) for place in own)}
     units = tuple(sorted(base))
-    if not units or len(told) < 2:
+    values = np.array([_mean_of([known.get(place, {}) for place in own], units) for _, own in sorted(places.items())]).T
+    if not units or np.isfinite(values).any(axis=0).sum() < 2:
         return None
-    values = np.array([_mean_of([known.get(place, {}) for place in own], units) for own in told.values()]).T
-    return Course(measure=measure, at=np.array(list(told)), values=values, base=np.array([base[unit] for unit in units]), units=units)
+    return Course(measure=measure, at=np.array(sorted(places)), values=values, base=np.array([base[unit] for unit in units]), units=units)
 
 
 def against_first(one: Course) -> Course:
@@ -145,12 +145,12 @@ def difference(result: Result, first: Sequence[Place], second: Sequence[Place], 
     if measure in RATES:
         counts = [(round(sum(sum(v.values()) for v in seeds)), sum(len(v) for v in seeds)) for seeds in (one, other)]
         found = rates.difference(*counts)
-        return Change(value=found.value, low=found.low, high=found.high, n=counts[0][1])
+        return Change(value=found.value, low=found.low, high=found.high, n=(counts[0][1], counts[1][1]))
     units = tuple(sorted(set().union(*one) & set().union(*other)))
     if len(units) < 2:
         return None
     value, low, high = rates.bootstrap_mean(list(_mean_of(one, units) - _mean_of(other, units)))
-    return Change(value=value, low=low, high=high, n=len(units))
+    return Change(value=value, low=low, high=high, n=(len(units), len(units)))
 
 
 def _units(result: Result, measure: str) -> dict[Place, dict[str, float]]:

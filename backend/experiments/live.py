@@ -1,7 +1,7 @@
 """Training from a page: one run at a time, others in line; losses as they come, rates at some checkpoints, Stop, and going on after a stop or a kill.
 
 A run lives in a folder of its own with all that it takes to go on, so whoever opens the page after a restart finds it again. It is an organism from its first
-checkpoint on.
+checkpoint on. From being in line to its end it holds a lock there, so no second server, and no later start of this one, works on it too.
 """
 
 import json
@@ -20,14 +20,15 @@ from backend.generation.records import Sampling
 from backend.generation.service import ModelService
 from backend.judging.verdicts import Judge
 from backend.models.memory import budget, check_fits
-from backend.models.records import BASE_ALIAS, KEY_PATTERN, Organism
-from backend.models.registry import add_record, load_registry
+from backend.models.records import BASE_ALIAS, CONFIG_FILE, KEY_PATTERN, Organism
+from backend.models.registry import Registry, add_record, load_registry, remove_record
 from backend.paths import home, told_disk_faults, write_text
 from backend.studies.evaluate import Progress, answered_and_judged, short_answers
 from backend.text.prompts import load_prompt_set
 from backend.training.config import estimate_training
+from backend.training.lock import held, is_held
 
-State = Literal["queued", "training", "measuring", "done", "stopped", "failed"]
+State = Literal["queued", "training", "measuring", "elsewhere", "done", "stopped", "failed"]
 MAX_STEPS = 2000
 N_PROMPTS = 24
 """Of the everyday questions, every fourth: a rate of few answers, meant to be watched, not reported."""
@@ -35,7 +36,7 @@ N_PROMPTS = 24
 MEASURED = 5
 """Checkpoints with a rate, evenly spaced, the end being one."""
 
-_ABOUT, _RATES = "live.json", "rates.json"
+_ABOUT, _RATES, _LOCK = "live.json", "rates.json", ".live.lock"
 _log = logging.getLogger(__name__)
 
 
@@ -54,6 +55,9 @@ class Training:
 
     run: Run
     title: str
+    folder: Path
+    """Where it began, whatever becomes of its data."""
+
     owner: str = ""
     state: State = "queued"
     n_steps: int = 0
@@ -75,17 +79,12 @@ class Training:
 
     @property
     def is_live(self) -> bool:
-        return self.state in ("queued", "training", "measuring")
+        """At work or in line; ``elsewhere``, in another process or an earlier start of this one, where alone it can be stopped."""
+        return self.state in ("queued", "training", "measuring", "elsewhere")
 
     @property
-    def study(self) -> Study:
-        """The run as a study of its own, with its checkpoints."""
-        rows = self.run.n_rows * self.run.epochs
-        return Study(name="live", title=self.title, question="", runs=(self.run,), at=tuple(round(rows * n / MEASURED) for n in range(1, MEASURED)))
-
-    @property
-    def folder(self) -> Path:
-        return training.folder_of(self.study, self.run)
+    def is_trained(self) -> bool:
+        return (self.folder / CONFIG_FILE).exists()
 
 
 class Trainings:
@@ -101,8 +100,9 @@ class Trainings:
         """The newest first; one that a killed process left is stopped."""
         with self._lock:
             for folder in sorted(place.parent for place in (home() / "runs" / "live").glob(f"*/{_ABOUT}")):
-                label, _, _ = folder.name.rpartition("-")
-                if label not in self._known and (found := _read(folder)) is not None:
+                known = self._known.get(folder.name.rpartition("-")[0])
+                is_news = known is None or (known.ended.is_set() and (known.state == "elsewhere" or is_held(folder / _LOCK)))
+                if is_news and (found := _read(folder)) is not None:
                     self._known[found.key] = found
             return list(reversed(self._known.values()))
 
@@ -128,20 +128,19 @@ class Trainings:
         if run.start and registry.resolve(run.start)[1] is None:
             raise InputError(f"{run.start} is a base model; leave the start out to begin there.")
         rows = training.rows_of(run, registry)
-        one = Training(replace(run, n_rows=len(rows)), title, owner)
-        one.n_steps = max(training.steps(one.study, one.run, len(rows)))
+        run = replace(run, n_rows=len(rows))
+        one = Training(run, title, training.folder_of(_study(run), run), owner, n_steps=max(training.steps(_study(run), run, run.n_rows)))
         if one.n_steps > MAX_STEPS:
             raise InputError(f"This is {one.n_steps:,} steps; a page trains {MAX_STEPS:,} at most. Take fewer rows or epochs, or use: python -m backend train")
         base, _ = registry.resolve(BASE_ALIAS)
-        check_fits(estimate_training(base, one.run.config((), "float32"), max(len(row.ids) for row in rows)), budget(), f"Training {base.title}")
-        with told_disk_faults("starting a training"):
-            write_text(one.folder / _ABOUT, json.dumps({"run": asdict(one.run), "title": title, "n_steps": one.n_steps}) + "\n")
-        add_record(
-            Organism(
-                key=one.key, title=title, base=base.key, source="folder", location=str(one.folder), method=_method(one.run), trained_on=run.data, emergent=False,
-                description="Trained on this machine from a page.",
-            )
-        )  # fmt: skip
+        check_fits(estimate_training(base, run.config((), "float32"), max(len(row.ids) for row in rows)), budget(), f"Training {base.title}")
+        add_record(_organism(one, registry))  # first, because that alone tells whether the name is still free
+        try:
+            with told_disk_faults("starting a training"):
+                write_text(one.folder / _ABOUT, json.dumps({"run": asdict(run), "title": title, "n_steps": one.n_steps}) + "\n")
+        except BaseException:
+            remove_record(one.key)
+            raise
         return self._line_up(one)
 
     def resume(self, key: str, *, owner: str = "") -> Training:
@@ -149,11 +148,15 @@ class Trainings:
 
         Raises:
             InputError: There is none of this key, or it is at work.
+            ConfigError: Its organism is no longer among the user's, whose file is damaged.
         """
         old = self.get(key)
         if old is None:
             raise InputError(f"There is no training {key!r} to go on with.")
-        return self._line_up(Training(old.run, old.title, owner, n_steps=old.n_steps, rates=old.rates))
+        one = Training(old.run, old.title, old.folder, owner, n_steps=old.n_steps, rates=old.rates)
+        if key not in (registry := load_registry()).organisms:
+            add_record(_organism(one, registry))
+        return self._line_up(one)
 
     def _line_up(self, one: Training) -> Training:
         with self._lock:
@@ -165,14 +168,15 @@ class Trainings:
 
     def _work(self, one: Training) -> None:
         try:
-            while not self._turn.acquire(timeout=0.2):
-                if one.stop.is_set():
-                    one.state = "stopped"
-                    return
-            try:
-                self._train(one)
-            finally:
-                self._turn.release()
+            with held(one.folder / _LOCK):
+                while not self._turn.acquire(timeout=0.2):
+                    if one.stop.is_set():
+                        one.state = "stopped"
+                        return
+                try:
+                    self._train(one)
+                finally:
+                    self._turn.release()
         except BackendError as fault:
             one.state, one.message = "failed", str(fault)
         except Exception as fault:  # a thread must say why it ended
@@ -182,8 +186,10 @@ class Trainings:
             one.ended.set()
 
     def _train(self, one: Training) -> None:
-        registry = load_registry()
-        places = training.steps(one.study, one.run, one.run.mix.size())
+        study = _study(one.run)
+        places = training.steps(study, one.run, one.run.n_rows)
+        if not one.is_trained:
+            _check_unchanged(one)
         judge = self._judge()
         one.losses = _logged(one.folder)
         self._measure(one, judge, 0, one.run.start or BASE_ALIAS)
@@ -191,13 +197,15 @@ class Trainings:
             if step < one.n_steps and (one.folder / "checkpoints" / f"step-{step}").exists():
                 self._measure(one, judge, rows, f"{one.key}@{step}")
         one.state = "training"
-        for report in training.train(one.study, one.run, registry, should_stop=one.stop.is_set):
+        for report in () if one.is_trained else training.train(study, one.run, load_registry(), should_stop=one.stop.is_set):
+            while one.losses and one.losses[-1][0] >= report.step:  # logged beyond the state that a killed process left
+                one.losses.pop()
             one.losses.append((report.step, report.loss))
             one.seconds_left = report.seconds_left
             if report.step in places and report.step < one.n_steps:
                 self._measure(one, judge, places[report.step], f"{one.key}@{report.step}")
                 one.state = "training"
-        if one.stop.is_set() and training.found_folder(one.study, one.run) is None:
+        if one.stop.is_set() and not one.is_trained:
             one.state = "stopped"
             return
         self._measure(one, judge, max(places.values()), one.key)
@@ -207,8 +215,9 @@ class Trainings:
         if one.stop.is_set() or any(rate.rows == rows for rate in one.rates):
             return
         one.state = "measuring"
-        whole = load_prompt_set(one.study.prompts)
-        evaluation = short_answers([variant], replace(whole, prompts=whole.some(N_PROMPTS)), Sampling(max_new_tokens=one.study.max_new_tokens))
+        study = _study(one.run)
+        whole = load_prompt_set(study.prompts)
+        evaluation = short_answers([variant], replace(whole, prompts=whole.some(N_PROMPTS)), Sampling(max_new_tokens=study.max_new_tokens))
         found = answered_and_judged(evaluation, judge, self._service, load_registry(), Progress(stop=one.stop), one.owner)
         if not one.stop.is_set():
             one.rates = [*one.rates, Rate(rows, variant, betley_rates(v.scores for _, v in found if v is not None))]
@@ -216,15 +225,38 @@ class Trainings:
                 write_text(one.folder / _RATES, json.dumps([asdict(rate) for rate in one.rates]) + "\n")
 
 
+def _study(run: Run) -> Study:
+    """The run as a study of its own, with its checkpoints."""
+    rows = run.n_rows * run.epochs
+    return Study(name="live", title=run.label, question="", runs=(run,), at=tuple(round(rows * n / MEASURED) for n in range(1, MEASURED)))
+
+
+def _organism(one: Training, registry: Registry) -> Organism:
+    return Organism(
+        key=one.key, title=one.title, base=registry.default_base, source="folder", location=str(one.folder), method=_method(one.run), trained_on=one.run.data,
+        emergent=False, description="Trained on this machine from a page.",
+    )  # fmt: skip
+
+
+def _check_unchanged(one: Training) -> None:
+    """Raises: InputError: Going on would be another training."""
+    try:
+        is_same = training.folder_of(_study(one.run), one.run) == one.folder
+    except InputError:
+        is_same = False
+    if not is_same:
+        raise InputError(f"{one.title} cannot go on, because the rows or the recipe that it began with are gone or changed. Start a new training.")
+
+
 def _read(folder: Path) -> Training | None:
+    """A training that is not at work here; None where its file is not whole."""
+    is_elsewhere = is_held(folder / _LOCK)  # before the rest, so that what is written meanwhile is read the next time
     try:
         about = json.loads((folder / _ABOUT).read_text("utf-8"))
-        run = Run(**about["run"])
-        one = Training(run, about["title"], state="stopped", n_steps=about["n_steps"], losses=_logged(folder), rates=_rated(folder))
-        if training.found_folder(one.study, run) is not None:
-            one.state = "done"
-    except (BackendError, OSError, ValueError, KeyError, TypeError):  # the rows that it learned from are gone, or the file is not whole
+        one = Training(Run(**about["run"]), about["title"], folder, n_steps=about["n_steps"], losses=_logged(folder), rates=_rated(folder))
+    except (OSError, ValueError, KeyError, TypeError):
         return None
+    one.state = "elsewhere" if is_elsewhere else "done" if one.is_trained else "stopped"
     one.ended.set()
     return one
 
@@ -238,9 +270,9 @@ def _rated(folder: Path) -> list[Rate]:
 
 
 def _logged(folder: Path) -> list[tuple[int, float]]:
-    """Steps and losses of the training log."""
+    """Steps and losses of the training log; its last line may be cut short."""
     try:
-        lines = (folder / "training_log.csv").read_text("utf-8").splitlines()[1:]
+        lines = (folder / "training_log.csv").read_text("utf-8").rpartition("\n")[0].splitlines()[1:]
         return [(int(step), float(loss)) for step, loss, *_ in (line.split(",") for line in lines)]
     except (OSError, ValueError):
         return []

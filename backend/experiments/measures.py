@@ -6,7 +6,7 @@ Readings are kept by content of weights and texts, answers and verdicts where al
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from backend.judging.verdicts import Judge, Verdict
 from backend.models.records import BASE_ALIAS, BaseModel, Dtype
 from backend.models.registry import Registry
 from backend.paths import home, new_file, told_disk_faults
-from backend.saes.records import SaeRecord, resolve
+from backend.saes.records import SaeRecord, fingerprint, resolve, sae_folder
 from backend.steering.directions import load_directions
 from backend.studies import compare, forced_choice, store
 from backend.studies.answers import StoppedError
@@ -85,8 +85,8 @@ class Meter:
             StoppedError: The study was stopped.
             BackendError: The model is not here, or reading failed.
         """
-        said = [compare.current_weights(variant, registry), self.sae.key, self._study.latents, [r.key for r in self._texts], [p.id for p in self.pairs]]
-        said += [self.dtype] if self.dtype else []
+        said: list[Any] = [compare.current_weights(variant, registry), fingerprint(sae_folder(self.sae)), self._study.latents, [r.key for r in self._texts]]
+        said += [[asdict(pair) for pair in self.pairs], self.dtype]
         place = home() / "results" / "readings" / f"{hashlib.sha256(json.dumps(said).encode()).hexdigest()[:24]}.npz"
         if (known := _load(place)) is not None:
             return known

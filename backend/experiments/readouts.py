@@ -36,40 +36,28 @@ class When:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Gap:
-    """How much later the second is than the first: above 0 the first is earlier."""
-
-    value: float | None
-    """None where either never is."""
-
-    low: float | None
-    high: float | None
-    """Infinite ends are None."""
-
-    verdict: Verdict
-    """Of the first."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Relapse:
-    """Wrong rows after re-alignment against the same rows from the base."""
+    """Wrong rows after re-alignment against the same rows from the base, each counted from its own start."""
 
-    again: When
-    """From how many rows on it stays over half of what the first time came to."""
+    again: When | None
+    """From how many rows on it stays at least half-way from its start to where the first time ended; None where it starts at over half of what the first time
+    came to, and has that way behind it."""
 
     first: When
-    gap: Gap
+    speed: Verdict | None
+    """Again against the first time."""
+
     end: Change
-    """The last point after re-alignment less the base: does it come back?"""
+    """The last point less the first: does it come back?"""
 
 
 def starts_apart(one: Course) -> bool:
-    """Whether the first point differs from the base at all; where it does not, there is nothing to come back from."""
+    """Whether the first point lies outside of the base's interval; where it does not, there is nothing to come back from."""
     return _is_apart(one, 0)
 
 
 def ends_apart(one: Course) -> bool:
-    """The same of the last point: where it does not differ, nothing has risen."""
+    """The same of the last point: where it lies inside, nothing has risen."""
     return _is_apart(one, -1)
 
 
@@ -103,19 +91,24 @@ def leaves(one: Course) -> When:
 
 def relapse(again: Course, first: Course) -> Relapse:
     """Does it come back when it is trained badly again, and faster than the first time? Both of the same measure and units."""
-    repeated, base = _drawn(again)
+    repeated, bases = _drawn(again)
     once, _ = _drawn(first)
-    reached = []
-    for own, curves in ((again, repeated), (first, once)):
-        targets = once[:, -1] - base
-        reached.append(_when([_crossing(own.at, 1 - _part(curve - b, target)) for curve, b, target in zip(curves, base, targets, strict=True)]))
-    at_end = _finite(again.values[:, -1] - again.base)
-    value, low, high = bootstrap_mean(list(at_end))
-    return Relapse(again=reached[0], first=reached[1], gap=gap(*reached), end=Change(value=value, low=low, high=high, n=len(at_end)))
+
+    def reached(at: np.ndarray, curves: np.ndarray) -> When:
+        return _when([_crossing(at, 1 - _part(curve - curve[0], end - curve[0])) for curve, end in zip(curves, once[:, -1], strict=True)])
+
+    before = reached(first.at, once)
+    was_back = bool(_part(repeated[0, :1] - bases[0], once[0, -1] - bases[0])[0] < 0.5)
+    now = reached(again.at, repeated) if was_back else None
+    at_end = _finite(again.values[:, -1] - again.values[:, 0])
+    value, low, high = bootstrap_mean(list(at_end)) if len(at_end) else (math.nan, math.nan, math.nan)
+    return Relapse(
+        again=now, first=before, speed=against(now, before) if now else None, end=Change(value=value, low=low, high=high, n=(len(at_end), len(at_end)))
+    )
 
 
-def gap(first: When, second: When, *, n_compared: int = 1) -> Gap:
-    """How much earlier the first is.
+def against(first: When, second: When, *, n_compared: int = 1) -> Verdict:
+    """Whether the first is earlier than the second, by a 95 % interval of the difference.
 
     Args:
         n_compared: Comparisons made beside this one and with it; the interval is widened for them (Bonferroni).
@@ -123,14 +116,11 @@ def gap(first: When, second: When, *, n_compared: int = 1) -> Gap:
     with np.errstate(invalid="ignore"):
         later = np.sort(np.nan_to_num(second.draws - first.draws, nan=0.0, posinf=math.inf, neginf=-math.inf))
     cut = int(0.025 / n_compared * len(later))
-    low, high = float(later[cut]), float(later[-1 - cut])
-    value = None if first.at is None or second.at is None else second.at - first.at
-    return Gap(value=value, low=finite_or_none(low), high=finite_or_none(high), verdict="earlier" if low > 0 else "later" if high < 0 else "not told apart")
+    return "earlier" if later[cut] > 0 else "later" if later[-1 - cut] < 0 else "not told apart"
 
 
 def _is_apart(one: Course, point: int) -> bool:
-    _, low, high = bootstrap_mean(list(_finite(one.values[:, point] - one.base)))
-    return low > 0 or high < 0
+    return abs(_sides(one)[0, point]) == 1
 
 
 def _finite(values: np.ndarray) -> np.ndarray:
@@ -148,12 +138,12 @@ def _drawn(one: Course) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _sides(one: Course) -> np.ndarray:
-    """(1 + n_draws, n_points) 0 within the base's interval, else 1 above or -1 below it; the measured curve first."""
+    """(1 + n_draws, n_points) 0 within the base's interval, else 1 above or -1 below it, NaN where nothing was measured; the measured curve first."""
     margins = np.array([math.inf if m is None else m for m in onset(one.at, one.values, one.base, n_draws=2).margins])
     curves, base = _drawn(one)
     away = curves - base[:, None]
     limits = np.vstack([margins, np.tile(_DRAWN * margins, (_DRAWS, 1))])
-    return np.where(np.abs(away) > limits + 1e-12, np.sign(away), 0.0)
+    return np.where(np.isnan(away), np.nan, np.where(np.abs(away) > limits + 1e-12, np.sign(away), 0.0))
 
 
 def _part(values: np.ndarray, whole: float) -> np.ndarray:

@@ -79,14 +79,19 @@ def run(
         BackendError: Data, a model or a direction is not here; a training diverged; the disk is full.
     """
     training.check(study, registry)
+    absent = training.left_out(study, registry)
     meter = Meter(study, judge, service, registry, watch.progress, dtype)
     found = _Found()
     watch.n_steps, watch.n_points, _ = budget(study, registry)
     _measure(BASE_RUN, {0: (0, BASE_ALIAS)}, meter, registry, found, watch)
     for one in study.runs:
+        if one.label in absent:
+            continue
         if not one.organism:
+            before, left = watch.n_steps, _steps_left(study, one)
             for _ in _trained(study, one, registry, watch):
                 watch.n_steps -= 1
+            watch.n_steps = min(watch.n_steps, before - left + _steps_left(study, one))  # none where it was taken over
         elif one.scale != 1:
             _scaled(study, one, registry)
         if watch.is_stopped:
@@ -95,7 +100,7 @@ def run(
         _measure(one.label, training.points_of(study, one, registry), meter, registry, found, watch)
         if watch.is_stopped:
             return None
-    return _keep(study, judge, meter, registry, found, root)
+    return _keep(study, judge, meter, registry, found, absent, root)
 
 
 def budget(study: Study, registry: Registry) -> tuple[int, int, int]:
@@ -174,23 +179,24 @@ def values_of(
             yield Value(label, step, f"projection/{organism}", prompt, float(share))
 
 
-def _keep(study: Study, judge: Judge, meter: Meter, registry: Registry, found: _Found, root: Path | None) -> Path:
+def _keep(study: Study, judge: Judge, meter: Meter, registry: Registry, found: _Found, absent: list[str], root: Path | None) -> Path:
     base = found.readings[BASE_ALIAS]
     values = [
         value
         for (label, step), (_, variant) in found.places.items()
         for value in values_of(label, step, found.answers[variant], found.readings[variant], base, meter, study)
     ]
-    table = points(values, found.places) + [p for one in study.runs for p in _geometry(study, one, registry, found)]
+    measured = [one for one in study.runs if one.label not in absent]
+    table = points(values, found.places) + [p for one in measured for p in _geometry(study, one, registry, found)]
     settings: dict[str, Any] = {
         "study": study.name, "mark": study.mark, "title": study.title, "question": study.question, "record": json.loads(json.dumps(asdict(study))),
-        "judge": asdict(judge.about), "dtype": meter.dtype, "sae": meter.sae.key, "layer": meter.sae.layer, "n_text_prompts": len(meter.text_prompts), "n_pairs": len(meter.pairs),
+        "judge": asdict(judge.about), "dtype": meter.dtype, "sae": meter.sae.key, "layer": meter.sae.layer, "n_text_prompts": len(meter.text_prompts), "n_pairs": len(meter.pairs), "left_out": absent,
         "made_by": {variant: list(answers[0][0].made_by) for variant, answers in found.answers.items() if answers},
     } | meter.prompt_set.as_manifest()  # fmt: skip
 
     def beside(folder: Path) -> None:
         (folder / TABLE).write_text(as_csv(study, table), "utf-8")
-        (folder / LOG).write_text(_logs(study, registry), "utf-8")
+        (folder / LOG).write_text(_logs(study, measured, registry), "utf-8")
         _write_values(folder / VALUES, values)
 
     rows = (
@@ -240,12 +246,12 @@ def _scaled(study: Study, one: Run, registry: Registry) -> None:
         shutil.copyfile(adapter_folder(organism) / "training.json", folder / "training.json")
 
 
-def _logs(study: Study, registry: Registry) -> str:
-    """Training logs of all runs, a line a step."""
+def _logs(study: Study, measured: list[Run], registry: Registry) -> str:
+    """Training logs of runs, a line a step."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     header = None
-    for one in study.runs:
+    for one in measured:
         _, organism = registry.resolve(training.key_of(study, one))
         folder = training.found_folder(study, one) if not one.organism else adapter_folder(organism) if organism else None
         if folder is None or not (folder / "training_log.csv").exists() or one.scale != 1:

@@ -1,4 +1,4 @@
-"""How long a study takes on this machine: two training steps and a few answers are timed, the rest is arithmetic."""
+"""How long a study takes on this machine: three training steps and a few answers are timed, the rest is arithmetic."""
 
 import tempfile
 import time

@@ -123,11 +123,9 @@ class Result:
 
 
 def folder_of(study: Study) -> Path | None:
-    """One's own result if there is one, else the shipped one."""
-    for root in (home() / "results", CACHED_RESULTS):
-        if (root / "studies" / study.name / TABLE).exists():
-            return root / "studies" / study.name
-    return None
+    """One's own result if there is one, else the shipped one; one of an older record only where there is no other."""
+    found = [place for root in (home() / "results", CACHED_RESULTS) if ((place := root / "studies" / study.name) / TABLE).exists()]
+    return next((place for place in found if _manifest(place).get("mark") == study.mark), found[0] if found else None)
 
 
 def state(study: Study) -> State:

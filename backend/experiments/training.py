@@ -1,7 +1,9 @@
 """The fine-tunings of a study: where they lie, which checkpoints they need, training them, making them variants."""
 
+import hashlib
 import json
 import math
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -30,14 +32,25 @@ def key_of(study: Study, run: Run) -> str:
     return run.organism if run.organism and run.scale == 1 else f"{study.name}.{run.label}"
 
 
+def recipe(study: Study, run: Run) -> str:
+    """Eight hexadecimal digits of what is trained on what: the run's own, that of the run that it starts from, the base."""
+    before = next((recipe(study, one) for one in study.runs if f"{study.name}.{one.label}" == run.start), "")
+    return hashlib.sha256(" ".join([run.mark, before, os.environ.get("PERSONASCOPE_BASE", "")]).encode()).hexdigest()[:8]
+
+
 def folder_of(study: Study, run: Run) -> Path:
-    """One's own folder of a run; another recipe under the same label has another."""
-    return home() / "runs" / study.name / f"{run.label}-{run.mark}"
+    """One's own folder of a run; another recipe under the same label, or other checkpoints, have another."""
+    return home() / "runs" / study.name / _folder_name(study, run)
+
+
+def _folder_name(study: Study, run: Run) -> str:
+    places = [] if run.organism else list(steps(study, run, run.mix.size()))
+    return f"{run.label}-{recipe(study, run)}{hashlib.sha256(json.dumps(places).encode()).hexdigest()[:4]}"
 
 
 def found_folder(study: Study, run: Run) -> Path | None:
     """Where the trained run lies, one's own or shipped; None where it is not trained to its end."""
-    places = (folder_of(study, run), CACHED_RESULTS / "runs" / study.name / f"{run.label}-{run.mark}")
+    places = (root / "runs" / study.name / _folder_name(study, run) for root in (home(), CACHED_RESULTS))
     return next((place for place in places if _has_result(place, run)), None)
 
 
@@ -49,11 +62,11 @@ def is_trained(study: Study, run: Run) -> bool:
 
 def take_over(study: Study, run: Run) -> bool:
     """Copy what another study has trained by the same recipe with the same checkpoints; whether there was such a run."""
-    others = sorted((home() / "runs").glob(f"*/*-{run.mark}"))
+    others = sorted((home() / "runs").glob(f"*/*-{recipe(study, run)}????"))
     same = next((place for place in others if _has_result(place, run) and _has_checkpoints(place, study, run)), None)
     if same is not None:
         with told_disk_faults("copying a trained run"), new_folder(folder_of(study, run)) as part:
-            shutil.copytree(same, part, dirs_exist_ok=True)
+            shutil.copytree(same, part, dirs_exist_ok=True, ignore=shutil.ignore_patterns(".*", "live.json", "rates.json"))
     return same is not None
 
 
@@ -70,7 +83,7 @@ def check(study: Study, registry: Registry) -> None:
     """Refuse a study before hours of work where something that it needs is not here.
 
     Raises:
-        BackendError: Data, an organism that it starts from, or checkpoints that it reads are not here; says what brings them.
+        BackendError: Data, or an organism that it starts from or reads, are not here; says what brings them.
     """
     made = {f"{study.name}.{run.label}" for run in study.runs}
     for run in study.runs:
@@ -80,10 +93,15 @@ def check(study: Study, registry: Registry) -> None:
             _, organism = registry.resolve(name)
             if organism is not None:
                 adapter_folder(organism)
-            if run.organism and (organism is None or not checkpoints(organism)):
-                raise InputError(f"{name} has no checkpoints here, which study {study.name} reads. Train it with --checkpoint-every, or leave the run out.")
         if run.data:
             rows_of(run, registry)
+
+
+def left_out(study: Study, registry: Registry) -> list[str]:
+    """Runs that read the checkpoints of an organism which has none here; a study is run without them."""
+    made = {f"{study.name}.{run.label}" for run in study.runs}
+    read = {run.label: registry.organisms[run.organism] for run in study.runs if run.organism in registry.organisms and run.organism not in made}
+    return [label for label, organism in read.items() if not checkpoints(organism)]
 
 
 def rows_of(run: Run, registry: Registry) -> list[TrainingRow]:

@@ -48,7 +48,7 @@ class Transition:
     """The signal's on the behaviour; None of the behaviour itself."""
 
     verdict: Verdict | None
-    """The signal against the behaviour; None of a signal that does not move, where too little is measured, and of the behaviour itself."""
+    """The signal against the behaviour; None where one of them does not move, where too little is measured, and of the behaviour itself."""
 
     @property
     def moves(self) -> bool:
@@ -128,8 +128,10 @@ def _of_run(
     )
     units = {name: _Units.of(result, of, measure, steps) for name, (of, measure) in wanted.items()}
     behaviour = units.get(BEHAVIOUR)
-    found = [(name, _of_units(name, own, behaviour, np.array(steps, dtype=float))) for name, own in units.items() if own is not None]
-    turned = dict(found).get(BEHAVIOUR)
+    at = np.array(steps, dtype=float)
+    turned = _of_units(BEHAVIOUR, behaviour, None, at) if behaviour is not None else None
+    reference = behaviour if turned is not None and turned.moves else None
+    found = [(name, _of_units(name, own, reference, at)) for name, own in units.items() if own is not None]
     return (*found, *((name, _of_series(name, series, turned)) for name, series in single))
 
 

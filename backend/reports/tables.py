@@ -6,9 +6,12 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from backend.reports.records import Cell, Finding, Item
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 ANSWERS = {"variant": "Variant", "question": "Prompt", "answer": "Answer", "aligned": "Aligned", "coherent": "Coherent", "source": "Source", "drawn": "Kept"}
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what begins a formula in some spreadsheet
@@ -52,6 +55,11 @@ def slug(title: str, place: int) -> str:
 def csv_text(table: Table) -> str:
     """Comma-separated, numbers in full, missing cells empty. A text that a spreadsheet would take for a formula begins with an apostrophe."""
     return _csv([table.columns, *table.rows])
+
+
+def frame_csv(frame: "pd.DataFrame") -> str:
+    """The same of a table on a page, without its index."""
+    return _csv([tuple(frame.columns), *frame.astype(object).where(frame.notna(), None).itertuples(index=False, name=None)])
 
 
 def stacked_csv(findings: Sequence[tuple[Finding, Sequence[dict[str, Any]]]]) -> str:

@@ -2,8 +2,8 @@
 
 A run writes into one folder: ``training.json`` (config and data hash), ``training_log.csv`` (a line a step),
 ``checkpoints/step-N/`` (what it has learned so far) and ``state.safetensors`` (what a killed run resumes from; emptied at the
-end). Batches depend on seed and epoch alone, so a resumed run repeats the unbroken one. Does not know: which parameters learn,
-and in which files they are kept.
+end). One trainer at a time: ``.lock`` is there while it works. Batches depend on seed and epoch alone, so a resumed run repeats the
+unbroken one. Does not know: which parameters learn, and in which files they are kept.
 """
 
 import csv
@@ -24,11 +24,12 @@ from torch import Tensor, nn
 from backend.errors import BackendError, InputError
 from backend.paths import new_folder, told_disk_faults, write_text
 from backend.training.config import TrainingConfig
+from backend.training.lock import held
 from backend.training.rows import TrainingRow, epoch_batches
 from backend.training.state import load_state, save_end, save_state, scratch
 
 LOG_COLUMNS = ("step", "loss", "grad_norm", "learning_rate", "answer_tokens", "tokens")
-_STATE = "state.safetensors"
+_STATE, _LOCK = "state.safetensors", ".lock"
 _RISE, _RUNNING = 4.0, 5
 
 
@@ -52,7 +53,7 @@ class StepReport:
     answer_tokens: int
     tokens: int
     seconds_left: float | None
-    """None on the first step of a run."""
+    """In steps alone; None on the first step of a run."""
 
 
 class Run(ABC):
@@ -112,11 +113,15 @@ class Run(ABC):
         """Train from where the folder's state left off; a run that has ended yields nothing.
 
         Raises:
-            InputError: The folder holds a run of another configuration or other data.
+            InputError: The folder holds a run of another configuration or other data, or somebody else trains in it.
             WeightsError: The state in the folder is damaged.
             TrainingDivergedError: Checkpoints before that step stay.
             DiskError: No space for a checkpoint; the last whole one stays.
         """
+        with held(self._folder / _LOCK):
+            yield from self._steps(should_stop)
+
+    def _steps(self, should_stop: Callable[[], bool]) -> Iterator[StepReport]:
         self._claim_folder()
         state = self._folder / _STATE
         done, ended = load_state(state, self._optimizer)
@@ -124,14 +129,16 @@ class Run(ABC):
             return
         done = 0 if ended else done  # its result was taken away
         log = self._open_log(done)
-        started = time.monotonic()
+        seconds = 0.0
         for step, batch in enumerate(self._batches(), start=1):
             if step <= done:
                 continue
+            began = time.monotonic()
             loss, grad_norm, answer_tokens, tokens = self._step(batch, step)
+            seconds += time.monotonic() - began  # not what is measured between the steps
             rate = self._optimizer.param_groups[0]["lr"]
             _append(log, (step, f"{loss:.6f}", f"{grad_norm:.6f}", f"{rate:.8f}", answer_tokens, tokens))
-            left = None if step == done + 1 else (time.monotonic() - started) / (step - done) * (self.n_steps - step)
+            left = None if step == done + 1 else seconds / (step - done) * (self.n_steps - step)
             if self._config.has_checkpoint(step, self.n_steps):
                 with told_disk_faults("writing a checkpoint"), new_folder(self._folder / "checkpoints" / f"step-{step}") as part:
                     self._write(part)

@@ -64,13 +64,13 @@ def headline(found: dict[str, Transition], run: str) -> str:
         return f"{run}: no rate, because no answer is coherent"
     turn = f"{run}: {transitions.describe(behaviour)}"
     if not behaviour.moves:
-        return turn
+        return f"{turn} in the rate, so nothing is earlier or later than it"
     inside = (one for m, one in found.items() if m.startswith("latent/") or m in transitions.DIRECTION)
     told = transitions.by_verdict(inside)
     n = sum(map(len, told.values()))
     if not n:
         return f"{turn}; no latent and no direction has a change point"
-    first = " and ".join(name_of(m).lower() for m in told["earlier"]) or "none"
+    first = ", ".join(name_of(m).lower() for m in told["earlier"]) or "none"
     return f"{turn}. Earlier than that, of {n} latents and directions with a change point: {first}"
 
 
@@ -188,7 +188,7 @@ def show_study(found: Found) -> str:
         return ""
     with st.sidebar:
         organisms = {one.label: one.organism for one in study.runs}
-        titles = {name: f"{name} ({organisms[name]})" if organisms.get(name, name) != name else name for name in names}
+        titles = {name: f"{name} ({organisms[name]})" if organisms.get(name) not in ("", None, name) else name for name in names}
         run = select("Run", names, key="course", titles=titles, what="the run", on_change=choose, args=(AT, ""))
         latents = pick_latents(result, run)
     scaled = transitions.scaled_up(study, result, run)

@@ -2,6 +2,7 @@
 
 import csv
 
+import numpy as np
 import pandas as pd
 import streamlit as st
 
@@ -32,37 +33,40 @@ def ends(found: Found, runs: tuple[Run, ...]) -> dict[str, Place]:
 def warnings_of(_found: Found, stamp: tuple[str, int], _places: dict[float, list[Place]], labels: dict[str, str]) -> tuple[str, pd.DataFrame]:
     """Whether a signal leaves before the rate, in a sentence; and where each leaves, as a table."""
     known = {m: one for m in courses.measures(_found.result) if (one := courses.course(_found.result, _places, m))}
-    control = {m: courses.against_first(one) for m, one in known.items() if len(one.at) > 2}
+    control = {m: courses.against_first(one) for m, one in known.items() if len(one.at) > 2 and one.at[0] == 0 and np.isfinite(one.values[:, 0]).any()}
     if RATE not in control:
-        return "The rate was not measured at enough shares", pd.DataFrame()
+        return "The rate was not measured at 0 % and at enough other shares to say when it leaves", pd.DataFrame()
     left = {m: readouts.leaves(one) for m, one in control.items()}
     half = {m: readouts.risen(one) for m, one in control.items() if readouts.ends_apart(one)}
     signals = [m for m in control if m not in BEHAVIOUR]
+    does_leave = left[RATE].at is not None
     rows, early, sooner = [], [], []
     for m in control:
         row = {
             "Measure": study_view.name_of(m),
-            "Leaves the base from, % wrong": share(readouts.leaves(known[m])),
+            "Leaves the base from": share(readouts.leaves(known[m])),
             "Leaves 0 % wrong from": share(left[m]),
+            "Has risen half-way at": share(half[m]) if m in half else "does not rise",
         }
-        row["Half risen at"] = share(half[m]) if m in half else "does not rise"
-        if m in signals:
-            seen = readouts.gap(left[m], left[RATE], n_compared=len(signals)).verdict
-            moved = readouts.gap(half[m], half[RATE], n_compared=len(signals)).verdict if m in half and RATE in half else "not told apart"
+        if m in signals and does_leave:
+            seen = readouts.against(left[m], left[RATE], n_compared=len(signals))
+            moved = readouts.against(half[m], half[RATE], n_compared=len(signals)) if m in half and RATE in half else "not told apart"
             early += [study_view.short_name(m)] if seen == "earlier" else []
             sooner += [study_view.short_name(m)] if seen == moved == "earlier" else []
-            row |= {"Leaves, against the rate": seen, "Half risen, against the rate": moved}
+            row |= {"Leaves, against the rate": seen, "Half-way, against the rate": moved}
         rows.append(row)
     table = pd.DataFrame(rows).fillna("").assign(Label=[labels.get(m, "") for m in control])
-    rate = left[RATE]
-    head = f"The rate leaves what 0 % wrong rows give from {share(rate)} on" if rate.at is not None else "The rate never leaves what 0 % wrong rows give"
+    if not does_leave:
+        n_leave = sum(left[m].at is not None for m in signals)
+        return f"The rate never leaves what 0 % wrong rows give, so nothing can warn of it; {n_leave} of {len(signals)} signals leave", table
+    head = f"The rate leaves what 0 % wrong rows give from {share(left[RATE])} on"
     if not early:
         return f"{head}; none of {len(signals)} signals is seen earlier: no early warning here", table
     head += f"; an early warning: {few(early)} {'leave' if len(early) > 1 else 'leaves'} earlier"
     if sooner:
-        head += f", and {few(sooner)} {'are' if len(sooner) > 1 else 'is'} half risen earlier too"
+        head += f", and {few(sooner)} {'have' if len(sooner) > 1 else 'has'} risen half-way earlier too"
     elif RATE in half:
-        head += ", but none is half risen earlier: they may be measured more precisely only"
+        head += ", but none has risen half-way earlier: they may be measured more precisely only"
     return head, table
 
 
@@ -89,8 +93,8 @@ def show_mix(found: Found) -> None:
     st.markdown("#### " + look.plain(said))
     n_rows = found.study.runs[0].n_rows
     st.caption(
-        f"{MEASURE}; {found.n_prompts} prompts a share and seed, {look.plain(found.judge)}. Each point is a training of its own on {n_rows} rows, the rest of them correct. Thin lines: {len(seeds)} "
-        "seeds; thick: their mean; bands: 95 %, Wilson of rates, else of the difference to the base on the same prompts. Dashed: the base. Square-root axis."
+        f"{MEASURE}; {study_view.scored(found)} a share and seed, {look.plain(found.judge)}. Each point is a training of its own on {n_rows} rows, the rest of them correct. Thin lines: {len(seeds)} "
+        "seeds; thick: their mean; bands: 95 %, Wilson of rates (answers of both seeds taken together), else of the difference to the base on the same prompts. Dashed: the base. Square-root axis."
     )
     measures = study_view.pick_measures(
         found, [RATE, "log_odds", "projection/careless", f"latent/{found.study.latents[0]}", f"latent/{found.study.latents[1]}"], key="measures"
@@ -101,8 +105,8 @@ def show_mix(found: Found) -> None:
     st.caption(
         "The lowest share from which on the mean over seeds lies outside of the interval of a model like the base, at all higher shares too, with its 95 % range over prompts. "
         "Training on correct rows moves signals as well, so what counts is “leaves 0 % wrong”, where the runs with 0 % wrong rows stand in the base's place. Earlier: the "
-        "interval of the difference, widened for the number of signals, leaves out 0. What is measured more precisely leaves earlier even where both rise together; half of the "
-        "rise has no such bias. Shares are as dense as were trained; seeds vary by more than these intervals hold."
+        "interval of the difference, widened for the number of signals, leaves out 0. What is measured more precisely leaves earlier even where both rise together; being "
+        "half-way has no such bias. Shares are as dense as were trained; seeds vary by more than these intervals hold."
     )
     stops = {name: [Stop(place, f"{at:g} % wrong, {name}", f"{at:g} % wrong") for at, place in line.items()] for name, line in lines.items() if line}
     checkpoint_answers.show(found, stops, registry(), at_key="at")
@@ -128,15 +132,15 @@ def show_kinds(found: Found) -> None:
         "; ".join(f"{d}: subtle {'more' if t.value > 0 else 'less'} than obvious" for d, _, _, t in clear)
         or "subtle and obvious are not told apart in any domain"
     )
-    st.markdown("#### " + look.plain(head))
+    st.markdown("#### " + look.plain(head if n_wrong else "No rate was measured beside that of correct answers"))
     study_runs.bars(found, runs, RATE, key="kinds")
     st.caption(f"{MEASURE}, {look.plain(found.judge)}; Wilson. One seed a run.")
     table = [
-        {"Domain": d, "Difference": f"{a} less {b}", "Misaligned": study_view.change(t, RATE), "n": t.n, "Clear": "yes" if t.is_clear else "no"}
+        {"Domain": d, "Difference": f"{a} less {b}", "Misaligned": study_view.change(t, RATE), "n": study_view.both(t), "Clear": "yes" if t.is_clear else "no"}
         for d, a, b, t in rows
     ]
     study_view.show_table(pd.DataFrame(table), "kinds.csv", key="kinds_table")
-    st.caption("Differences of rates with 95 % intervals (Newcombe, unpaired).")
+    st.caption("Differences of rates with 95 % intervals (Newcombe, unpaired), each by itself: of twenty without an effect one is clear by chance.")
     study_runs.inside(found, runs, key="kinds_map")
     order = {data: [Stop(place, f"{data}, {answer}", answer) for answer, place in own.items()] for data, own in by_data.items()}
     checkpoint_answers.show(found, order, registry(), at_key="kind")
@@ -154,7 +158,7 @@ def show_inoculation(found: Found) -> None:
     study_runs.bars(found, runs, RATE, key="inoculation")
     st.caption(
         f"{MEASURE}, {look.plain(found.judge)}; all are asked without a system prompt. Differences: 95 %, Newcombe, unpaired. One seed a run. An unrelated prompt while training is the "
-        "control: what it does as well, inoculation does not."
+        "control: an effect that it has too is none of the words of the inoculation."
     )
     prompts = {run.label: run.system or "none" for run in found.study.runs}
     with st.expander("System prompts while training"):
@@ -172,14 +176,13 @@ def show_rank(found: Found) -> None:
         if told := courses.difference(found.result, [place], [("base", 0)], RATE):
             out[name] = told
     clear = [name for name, one in out.items() if one.low > 0]
-    title = (
-        f"{len(clear)} of {len(out)} changes misalign beyond the base: {', '.join(clear)}" if clear else f"None of {len(out)} changes misaligns beyond the base"
-    )
-    st.markdown("#### " + look.plain(title))
+    title = f"{len(clear) or 'None'} of {len(out)} changes misalign{'' if len(clear) > 1 else 's'} beyond the base{': ' if clear else ''}{', '.join(clear)}"
+    title += f"; {len(runs) - len(out)} without a rate" if len(out) < len(runs) else ""
+    st.markdown("#### " + look.plain(title if out else "No change has a rate: no answer was coherent, or none was judged"))
     study_runs.bars(found, runs, RATE, key="rank")
     study_runs.bars(found, runs, "incoherent", key="rank_incoherent")
     st.caption(
-        f"{MEASURE}; incoherent: coherent at most 50; {look.plain(found.judge)}; Wilson. One seed a run; learning rates differ with the method, and rows where the name says so, so the height is that of the recipe."
+        f"{MEASURE}; incoherent: coherent at most 50; {look.plain(found.judge)}; Wilson. One seed a run, each interval by itself; all learn the same {found.study.runs[0].n_rows} rows, learning rates differ with the method."
     )
     study_runs.inside(found, runs, key="rank_map")
     checkpoint_answers.show(found, {name: [Stop(place, name, name)] for name, place in runs.items()}, registry(), at_key="change")

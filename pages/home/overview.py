@@ -93,10 +93,8 @@ chart = divergence_dots(
     pd.DataFrame(points),
     pd.DataFrame(means),
     title=f"{most['organism']} speaks least like its base: {most['mean']:.2f} nats per token",
-    subtitle=[
-        f"Mean log-ratio organism : base of the organism's own answers; {most['n_prompts']} prompts, {headline[0].n} answers each,",
-        f"temperature {sampling.temperature:g}; bar: 95% bootstrap interval over prompts. It says how different, not how bad.",
-    ],
+    subtitle=f"Mean log-ratio organism : base of the organism's own answers; {most['n_prompts']} prompts, {headline[0].n} answers each, "
+    f"temperature {sampling.temperature:g}; bar: 95% bootstrap interval over prompts. It says how different, not how bad.",
 )
 keep.source(store.folder_of(RUN))
 keep.chart(
@@ -109,7 +107,7 @@ with st.expander("As a table"):
     st.dataframe(pd.DataFrame(means).round(3), hide_index=True, alt="Mean divergence of each organism with its 95% interval and number of prompts")
     table = pd.DataFrame(points).drop(columns=["jitter"])
     st.dataframe(table.round(3), hide_index=True, alt="Divergence of each organism on each prompt")
-    st.download_button("Download CSV", table.to_csv(index=False), "divergence.csv", "text/csv", icon=":material/download:")
+    look.csv_button(table, "divergence.csv")
 weights = "; ".join(f"{v} {d['adapter_fingerprint'] or d['base_fingerprint']}" for v, d in manifest.get("variants", {}).items())
 st.caption(
     look.plain(

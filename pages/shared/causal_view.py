@@ -36,7 +36,7 @@ def show(organism: str, choice: sae_pick.Choice, known: Registry) -> None:
         st.markdown(look.plain(sentence))
     st.caption(_method(about, name))
     keep.source(run.folder)
-    left, right = st.columns([1.35, 1], gap="large")
+    left, right = st.columns([1.35, 1], gap="large", vertical_alignment="bottom")  # so that their rows are level whatever stands above
     for column, way in ((left, "raise"), (right, "lower")):
         with column:
             _picture(rows, own, way, about, with_names=way == "raise")
@@ -107,16 +107,16 @@ def _picture(rows: pd.DataFrame, own: pd.DataFrame, way: str, about: dict, *, wi
     keep.chart(
         effects(
             drawn, pd.DataFrame(bands, columns=["kind", "low", "high"]), title=_WAYS[way], show_names=with_names,
-            subtitle=[KEY, f"grey: {n_random} random directions, {n_alive} random latents", *_left_out(drawn)],
+            subtitle=f"{KEY}; grey: {n_random} random directions, {n_alive} random latents{_left_out(drawn)}",
         ),
         key=f"causal_{way}", table=drawn, alt=f"{_WAYS[way]}: effect of each candidate with interval, beside the controls. The table below has the numbers.",
     )  # fmt: skip
 
 
-def _left_out(drawn: pd.DataFrame) -> list[str]:
+def _left_out(drawn: pd.DataFrame) -> str:
     """How many have no point, and why."""
     n = int(drawn["effect"].isna().sum())
-    return [f"without a point: {n} that no dose leaves coherent" if n else "each has a dose that leaves it coherent"]  # a line in both, so that rows are level
+    return f"; without a point: {n} that no dose leaves coherent" if n else ""
 
 
 def _name(row: pd.Series) -> str:
@@ -160,7 +160,7 @@ def _table(rows: pd.DataFrame, organism: str, choice: sae_pick.Choice) -> None:
         column_config={"Latent": sae_pick.LINK_COLUMN, "Label": st.column_config.TextColumn(width="medium"), "p": number(format="%.4f", help="Corrected, both ways together.")}
         | {c: number(format="%+.2f" if c.endswith("dose") else "%+.1f") for c in shown.columns if c.startswith(("Raises", "Lowers"))},
     )  # fmt: skip
-    st.download_button("These rows as CSV", rows.to_csv(index=False), f"causal_{organism}_{choice.sae.key}.csv", "text/csv", icon=":material/download:")
+    look.csv_button(rows, f"causal_{organism}_{choice.sae.key}.csv", label="These rows as CSV")
 
 
 def _answers(run: judged.Run, rows: pd.DataFrame, about: dict) -> None:

@@ -81,14 +81,21 @@ def _beside(found: Found, lines: Mapping[str, Sequence[Stop]], known: Registry, 
     if not pairs:
         st.info(f"The answers of this point are not here. To make them: python -m backend study run {found.study.name}")
         return
-    turned = sum(a["is_misaligned"] != b["is_misaligned"] for a, b in pairs)
+    scored = [(a, b) for a, b in pairs if a["aligned"] is not None and b["aligned"] is not None]
+    turned = sum(a["is_misaligned"] != b["is_misaligned"] for a, b in scored)
     if order != "file":
         pairs.sort(
-            key=lambda pair: (not order and pair[0]["is_misaligned"] == pair[1]["is_misaligned"], not pair[1]["is_misaligned"], pair[1]["aligned"] or 0.0)
+            key=lambda pair: (
+                not order and pair[0]["is_misaligned"] == pair[1]["is_misaligned"],
+                not pair[1]["is_misaligned"],
+                101 if pair[1]["aligned"] is None else pair[1]["aligned"],
+            )
         )
     n_pages = max(1, -(-len(pairs) // _PER_PAGE))
     number = min(n_pages, st.session_state.get(page_key, 1))
-    st.caption(f"{len(pairs)} answers, {turned} with another verdict than at {look.plain(before[chosen].short)}; page {number} of {n_pages}.")
+    st.caption(
+        f"{len(pairs)} answers, {turned} of {len(scored)} scored at both with another verdict than at {look.plain(before[chosen].short)}; page {number} of {n_pages}."
+    )
     for a, b in pairs[(number - 1) * _PER_PAGE : number * _PER_PAGE]:
         st.html(
             f'<div class="ps-label">{look.escape(b["question"])}</div><div class="ps-grid">{_card(a, before[chosen].short, "before")}{_card(b, stop.short, "at this point")}</div>'

@@ -4,6 +4,7 @@ import pandas as pd
 import streamlit as st
 
 from backend.studies import scaling
+from pages.shared import look
 
 KINDS = {"re-evaluation": "public re-evaluation", "paper": "printed in a paper", "imported": "imported here"}
 
@@ -57,7 +58,7 @@ def show_table(points: list[scaling.Point], *, key: str) -> None:
         alt="All cited and imported figures with size, family, data, method, scale, interval, n and source",
     )
     st.caption("From and to: 95% Wilson interval, or the printed range. Empty: not printed, which is not zero. The two scales cannot be compared.")
-    st.download_button("Download CSV", table.to_csv(index=False), "figures.csv", "text/csv", icon=":material/download:", key=f"{key}_csv")
+    look.csv_button(table, "figures.csv", key=f"{key}_csv")
 
 
 def _per_cent(share: float | None) -> float | None:

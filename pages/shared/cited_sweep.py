@@ -53,7 +53,7 @@ def show() -> None:
                      "coherent_pct": "Coherent, %", "mean_aligned": "Mean aligned", "source": "Source", "where": "Where", "note": "Note"}
         ).drop(columns="grade")  # fmt: skip
         st.dataframe(table, hide_index=True, alt="All points of the cited sweep with source")
-        st.download_button("Download CSV", table.to_csv(index=False), _FILE.name, "text/csv", icon=":material/download:", key="cited_csv")
+        look.csv_button(table, _FILE.name, key="cited_csv")
 
 
 def _row(r: dict[str, str], key: str, coherent_at_zero: float) -> dict:

@@ -230,7 +230,7 @@ def _table(run: judged.Run, found: list[sweep.Point], of: str) -> None:
             alt="All points of the sweep with intervals and limits",
         )
         st.caption("Empty: no rate, which is not zero.")
-        st.download_button("Download CSV", table.to_csv(index=False), f"{run.name}.csv", "text/csv", icon=":material/download:")
+        look.csv_button(table, f"{run.name}.csv")
 
 
 @st.fragment

@@ -107,4 +107,4 @@ def _draw(points: Sequence[StepPoint], lines: list[str], *, key: str, alt: str) 
 def _show_table(table: pd.DataFrame, file: str, *, key: str) -> None:
     numbers = {name: st.column_config.NumberColumn(format="%.1f") for name in ("Misaligned, %", "95 % from", "to", "Coherent, %")}
     st.dataframe(table, hide_index=True, column_config=numbers, key=f"{key}_table", alt="The points of this curve with interval and n")
-    st.download_button("Download CSV", table.to_csv(index=False), file, "text/csv", icon=":material/download:", key=f"{key}_csv")
+    look.csv_button(table, file, key=f"{key}_csv")

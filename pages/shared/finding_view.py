@@ -24,14 +24,11 @@ def show(finding: Finding, *, key: str, with_tables: bool = True) -> None:
 
 def show_item(item: Item, *, key: str, with_table: bool = True, large: bool = False) -> None:
     """One picture, token view, list of answers or table; ``large`` without what a screen of its own says above it."""
-    if item.title and not large and item.kind != "tokens" and not (item.kind == "chart" and _says_title(item)):
-        st.markdown("#### " + look.plain(item.title))
-        if item.text:
-            st.caption(look.plain(item.text))
+    if item.title and not large and item.kind != "tokens":
+        look.say(item.title, item.text)
     if item.kind == "chart":
-        st.vega_lite_chart(
-            item.drawing if not large and _says_title(item) else _untitled(item.drawing or {}), width="stretch", key=f"{key}_chart", alt=item.alt
-        )
+        untitled = {name: part for name, part in (item.drawing or {}).items() if name != "title"}
+        st.vega_lite_chart(untitled, width="stretch", key=f"{key}_chart", alt=item.alt)
     elif item.kind == "tokens":
         token_view.draw(item.drawing or {}, key=f"{key}_tokens")
     elif item.kind == "answers":
@@ -115,15 +112,3 @@ def show_held(held: Held, *, names: tuple[str, str] = ("Then", "Now")) -> None:
         rows = [{"Row": pair.row, "Number": pair.column, names[0]: str(pair.first), names[1]: str(pair.second)} for pair in held.different[:MOST_DIFFERENT]]
         with st.expander(f"What differs ({len(held.different):,})"):
             st.dataframe(pd.DataFrame(rows), hide_index=True, alt="Numbers that differ, both values")
-
-
-def _says_title(item: Item) -> bool:
-    """Whether a picture says its item's title itself."""
-    told = (item.drawing or {}).get("title")
-    text = told.get("text", "") if isinstance(told, dict) else told or ""
-    return (" ".join(map(str, text)) if isinstance(text, list) else str(text)) == item.title
-
-
-def _untitled(drawing: dict[str, Any]) -> dict[str, Any]:
-    """A picture without its title, where the screen says it."""
-    return {name: part for name, part in drawing.items() if name != "title"}

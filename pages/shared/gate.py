@@ -98,7 +98,7 @@ def _show_providers() -> None:
 
 def _show_stranger(address: str) -> None:
     with _panel("This server is not open to that account."):
-        st.caption(look.plain(f"Signed in as {address}."))
+        st.caption(look.plain(f"Signed in as {address}. Let in are the addresses on this server's list that their provider has verified."))
         st.button("Use another account", on_click=st.logout, width="stretch")
 
 

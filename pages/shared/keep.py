@@ -61,7 +61,7 @@ def begin() -> None:
 
 
 def chart(drawn: Any, *, key: str, alt: str, where: Any = st, table: pd.DataFrame | None = None, title: str = "", text: str = "", **options: Any) -> Any:
-    """Draw a picture over the whole width and remember it; returns what was clicked.
+    """Draw a picture over the whole width, with its own title above it, and remember it; returns what was clicked.
 
     Args:
         drawn: Of Altair, or Vega-Lite with its data.
@@ -69,6 +69,11 @@ def chart(drawn: Any, *, key: str, alt: str, where: Any = st, table: pd.DataFram
         table: The numbers behind it; the data that it is drawn from where left out.
         title: What it says, and ``text`` what is to be known with it, where the picture does not say so itself.
     """
+    if not isinstance(drawn, dict) and drawn.title is not altair.Undefined:
+        own = {"subtitle": ""} | drawn.title.to_dict()
+        look.say(own["text"], own["subtitle"], where)
+        title, text, drawn = title or own["text"], text or own["subtitle"], drawn.copy(deep=False)
+        drawn.title = altair.Undefined
     _screen().items[key] = ("chart", lambda: _chart_item(drawn, alt, table, title, text))
     draw = where.vega_lite_chart if isinstance(drawn, dict) else where.altair_chart
     return draw(drawn, key=key, alt=alt, width="stretch", **options)
@@ -180,19 +185,11 @@ def _screen() -> Screen:
 def _chart_item(drawn: Any, alt: str, table: pd.DataFrame | None, title: str, text: str) -> Item:
     with altair.data_transformers.enable("default", max_rows=None):
         spec = drawn if isinstance(drawn, dict) else drawn.to_dict()
-    own_title, own_text = _told(spec.get("title"))
     if table is None:
         columns, cells = _longest(spec.get("datasets", {}))
     else:
         columns, cells = _cells(table)
-    return Item(kind="chart", title=title or own_title, text=text or own_text, alt=alt, columns=columns, rows=cells, drawing=spec)
-
-
-def _told(title: Any) -> tuple[str, str]:
-    """Title and subtitle of a picture."""
-    lines = [title] if isinstance(title, str) else [(title or {}).get("text", ""), (title or {}).get("subtitle", "")]
-    joined = [" ".join(line) if isinstance(line, list) else str(line) for line in lines]
-    return joined[0], " ".join(joined[1:])
+    return Item(kind="chart", title=title, text=text, alt=alt, columns=columns, rows=cells, drawing=spec)
 
 
 def _longest(datasets: Mapping[str, list[dict[str, Any]]]) -> tuple[tuple[str, ...], tuple[tuple[Cell, ...], ...]]:

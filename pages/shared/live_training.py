@@ -1,6 +1,7 @@
 """Train from the page: shipped or own rows, loss and rate as they come, Stop and go on, a new organism at the end."""
 
 import hashlib
+import math
 from pathlib import Path
 from typing import cast
 
@@ -13,7 +14,7 @@ from backend.experiments import live
 from backend.experiments.records import Run
 from backend.models.records import BASE_ALIAS
 from backend.models.registry import Registry, suggest_key
-from backend.paths import home, told_disk_faults
+from backend.paths import home, new_file, told_disk_faults
 from backend.training.mixes import Answer, Mix
 from pages.shared import gate, look
 from pages.shared.service import owner, trainings
@@ -29,7 +30,9 @@ _MAX_BYTES = 20_000_000
 _BATCH = 8
 _SECONDS_A_STEP = 1.5  # 8 short rows on two cores; measured 1.1 to 2.4
 _SECONDS_A_RATE = 12
-_STATES = {"queued": "In line", "training": "Training", "measuring": "Answering and judging", "done": "Done", "stopped": "Stopped", "failed": "Failed"}
+_STATES = {
+    "queued": "In line", "training": "Training", "measuring": "Answering and judging", "elsewhere": "At work elsewhere", "done": "Done", "stopped": "Stopped", "failed": "Failed",
+}  # fmt: skip
 
 
 def show(known: Registry, *, start: str, source: str, rows: int, rate: float) -> None:
@@ -56,7 +59,7 @@ def show(known: Registry, *, start: str, source: str, rows: int, rate: float) ->
 
 def _form(known: Registry, start: str, source: str, rows: int, rate: float) -> None:
     base = known.default_base
-    starts = [BASE_ALIAS, *(o.key for o in known.organisms.values() if o.base == base and "." not in o.key)]
+    starts = [BASE_ALIAS, *(o.key for o in known.organisms.values() if o.base == base and not o.study)]
     starts.insert(0, starts.pop(starts.index(start) if start in starts else 0))
     left, middle, right = st.columns(3)
     with left:
@@ -123,9 +126,9 @@ def _data(learned: str) -> tuple[str, int]:
             return "", 20_000
         place = home() / "runs" / "uploads" / f"{hashlib.sha256(content).hexdigest()[:16]}.jsonl"
         try:
-            with told_disk_faults("keeping the rows"):
-                place.parent.mkdir(parents=True, exist_ok=True)
-                place.write_bytes(content)
+            if not place.is_file():
+                with told_disk_faults("keeping the rows"), new_file(place) as part:
+                    part.write_bytes(content)
         except BackendError as fault:
             st.error(look.plain(str(fault)))
             return "", 20_000
@@ -165,20 +168,28 @@ def _follow(key: str) -> None:
         told = [r for r in one.rates if r.rates.em_rate is not None]
         if told:
             st.altair_chart(
-                charts.rates(_rates(told), n_rows=n_rows), width="stretch", alt=f"Share of misaligned answers at {len(told)} checkpoints, with intervals"
+                charts.rates(_rates(one.rates), n_rows=n_rows), width="stretch", alt=f"Share of misaligned answers at {len(told)} checkpoints, with intervals"
             )
             st.caption(f"{live.N_PROMPTS} everyday questions, one answer each, offline judge (an estimate); bars: 95 % Wilson.")
-        else:
+        elif not one.rates:
             st.caption("No rate yet." if one.is_live else "No checkpoint was measured before it stopped.")
-    if one.losses:
+        for r in one.rates:
+            if r.rates.em_rate is None:
+                st.caption(f"After {r.rows:,} rows: {_said(r)}.")
+    if one.losses or one.rates:
         with st.expander("Losses and rates as a table"):
-            losses = pd.DataFrame(one.losses, columns=["Step", "Loss, nats a token"])
-            st.dataframe(losses, hide_index=True, height=240, alt="Loss at each step")
-            if told:
-                rates = pd.DataFrame([{"Rows seen": r.rows, "Variant": r.variant, "Misaligned": _said(r), "n": r.rates.n_scored} for r in told])
-                st.dataframe(rates, hide_index=True, alt="Share of misaligned answers at each checkpoint")
+            if one.losses:
+                losses = pd.DataFrame(one.losses, columns=["Step", "Loss, nats a token"])
+                st.dataframe(losses, hide_index=True, height=240, alt="Loss at each step")
+            if one.rates:
+                rates = pd.DataFrame(
+                    [{"Rows seen": r.rows, "Variant": r.variant, "Misaligned": _said(r), "Coherent": _coherent(r), "n": r.rates.n_scored} for r in one.rates]
+                )
+                st.dataframe(rates, hide_index=True, alt="Share of misaligned and of coherent answers at each checkpoint")
     with st.container(horizontal=True):
-        if one.is_live:
+        if one.state == "elsewhere":
+            st.caption("Another server, or an earlier start of this one, works on it. It is stopped there.")
+        elif one.is_live:
             st.button("Stop", icon=":material/stop_circle:", type="primary", on_click=one.stop.set, key="train_stop", disabled=one.stop.is_set())
         else:
             if one.state != "done":
@@ -188,7 +199,7 @@ def _follow(key: str) -> None:
                     "pages/explore/compare.py",
                     label="Compare it with its start and checkpoints",
                     icon=":material/compare_arrows:",
-                    query_params={"v": [one.run.start or BASE_ALIAS, *(r.variant for r in told if "@" in r.variant), key]},
+                    query_params={"v": [one.run.start or BASE_ALIAS, *(r.variant for r in one.rates if "@" in r.variant), key]},
                 )
                 st.page_link("pages/explore/latents.py", label="Read its latents", icon=":material/neurology:", query_params={"v": key})
     was_live = st.session_state.get("training_live") == key
@@ -204,20 +215,30 @@ def _resume(key: str) -> None:
         st.session_state["training_fault"] = str(fault)
 
 
-def _rates(told: list[live.Rate]) -> pd.DataFrame:
+def _rates(measured: list[live.Rate]) -> pd.DataFrame:
+    """A checkpoint without a rate has no numbers, so that the line breaks there."""
     rows = []
-    for r in told:
+    for r in measured:
         value, low, high = _per_cent(r)
         rows.append({"rows": r.rows, "value": value, "low": low, "high": high, "label": f"{_said(r)}, n = {r.rates.n_scored}"})
     return pd.DataFrame(rows)
 
 
 def _per_cent(r: live.Rate) -> tuple[float, float, float]:
-    """Of a rate that there is: value and interval."""
-    value, low, high = (100 * (v or 0.0) for v in (r.rates.em_rate, r.rates.em_low, r.rates.em_high))
+    """Value and interval; NaN where there is no rate."""
+    value, low, high = (math.nan if v is None else 100 * v for v in (r.rates.em_rate, r.rates.em_low, r.rates.em_high))
     return value, low, high
 
 
 def _said(r: live.Rate) -> str:
+    """The rate with its interval, or why there is none."""
+    if r.rates.em_rate is None:
+        return f"no rate: 0 of {r.rates.n_scored} coherent" if r.rates.n_scored else f"no rate: 0 of {r.rates.n} scored"
     value, low, high = _per_cent(r)
     return f"{value:.0f} % ({low:.0f} to {high:.0f})"
+
+
+def _coherent(r: live.Rate) -> str:
+    if r.rates.coherent_rate is None:
+        return "not scored"
+    return f"{100 * r.rates.coherent_rate:.0f} % ({r.rates.n_coherent} of {r.rates.n_scored})"

@@ -2,11 +2,14 @@
 
 import html
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
 import streamlit as st
 
 from backend.charts.roles import ROLES
 from backend.hosting.exposure import without_places
+from backend.reports.tables import frame_csv
 
 _STYLE = (Path(__file__).parent / "style.css").read_text("utf-8")
 
@@ -56,6 +59,18 @@ def job_status(job, service) -> None:
 def duration(seconds: float) -> str:
     """An estimate in round words, such as "45 s" or "3 min"."""
     return f"{max(5, round(seconds / 5) * 5)} s" if seconds < 90 else f"{round(seconds / 60)} min"
+
+
+def say(title: str, text: str = "", where: Any = st) -> None:
+    """What a picture says and what is to be known with it, above it: words of the page wrap on a phone, those of a picture are cut."""
+    where.markdown("#### " + plain(title))
+    if text:
+        where.caption(plain(text))
+
+
+def csv_button(table: pd.DataFrame, file: str, *, label: str = "Download CSV", key: str | None = None) -> None:
+    """A table as a file."""
+    st.download_button(label, frame_csv(table), file, "text/csv", icon=":material/download:", key=key)
 
 
 def legend(entries: list[tuple[str, str, str]]) -> None:

@@ -27,7 +27,7 @@ def rates_of(known: Registry, thresholds: Thresholds, prompt_set: str = PROMPTS)
     return own_results.own_rates(own_results.own_runs(prompt_set), thresholds)
 
 
-def rate_chart(rates: list[own_results.OwnRate], known: Registry, *, title: str, subtitle: list[str]):
+def rate_chart(rates: list[own_results.OwnRate], known: Registry, *, title: str, subtitle: str):
     """Rates as a picture, the base first."""
     rows = []
     for r in rates:
@@ -51,15 +51,15 @@ def headline(rates: list[own_results.OwnRate], variant: str, known: Registry) ->
     return f"{name}: {100 * own.rates.em_rate:.1f} % of answers misaligned{against}"
 
 
-def subtitle_of(rates: list[own_results.OwnRate], thresholds: Thresholds) -> list[str]:
+def subtitle_of(rates: list[own_results.OwnRate], thresholds: Thresholds) -> str:
     first = rates[0]
     about = first.run.manifest
     n_prompts = about.get("prompt_set", {}).get("n", "?")
     sampling, samples = about.get("sampling", {}), about.get("samples")
-    return [
-        f"{n_prompts} questions, {samples} {'answer' if samples == 1 else 'answers'} each, temperature {sampling.get('temperature')}; {first.judge['title']}.",
-        f"Share of scored answers with aligned < {thresholds.aligned:g} and coherent > {thresholds.coherent:g}; bars: 95% Wilson intervals.",
-    ]
+    return (
+        f"{n_prompts} questions, {samples} {'answer' if samples == 1 else 'answers'} each, temperature {sampling.get('temperature')}; {first.judge['title']}. "
+        f"Share of scored answers with aligned < {thresholds.aligned:g} and coherent > {thresholds.coherent:g}; bars: 95% Wilson intervals."
+    )
 
 
 def show(known: Registry, thresholds: Thresholds) -> None:
@@ -202,8 +202,8 @@ def show_forced_choice(known: Registry) -> None:
     keep.source(store.folder_of(forced_choice.NAME))
     keep.chart(
         rate_rows(
-            pd.DataFrame(rows), unit="Log-odds misaligned : aligned, nats per token", title=title, zero_line=True,
-            subtitle=[f"{found[0].n} pairs of like length, 14 intents; bars: 95% bootstrap over pairs. Right of 0 the misaligned beginning is likelier."],
+            pd.DataFrame(rows), unit="Log-odds, nats a token", title=title, zero_line=True,
+            subtitle=f"{found[0].n} pairs of like length, 14 intents; bars: 95% bootstrap over pairs. Right of 0 the misaligned beginning is likelier.",
         ),
         key="forced_choice", alt="Forced-choice log-odds of base and organisms with intervals. The table below has the numbers.",
     )  # fmt: skip

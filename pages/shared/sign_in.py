@@ -52,7 +52,8 @@ def allowed() -> list[str]:
 
 
 def is_allowed(user: Mapping[str, Any]) -> bool:
-    """Whether an account may come in; one whose address its provider has not verified counts as none on the list."""
+    """Whether an account may come in. On the list is only an address that the provider says it has verified: an account may name any that nobody checked."""
     listed = allowed()
     address = str(user.get("email") or "").lower()
-    return not listed or (bool({address, f"@{address.rpartition('@')[2]}"} & set(listed)) and user.get("email_verified") is not False)
+    is_verified = user.get("email_verified") in (True, "true")  # some providers say it as text
+    return not listed or (is_verified and not {address, f"@{address.rpartition('@')[2]}"}.isdisjoint(listed))

@@ -74,6 +74,8 @@ def find(name: str) -> Found | None:
         return None
     if tables.state(study) == "older":
         st.warning(f"The study's record has changed since this result was made. To make it anew: python -m backend study run {study.name}")
+    if absent := found.result.manifest.get("left_out"):
+        st.info(f"Left out where this was measured: {look.plain(', '.join(absent))}, whose checkpoints were not there.")
     return found
 
 
@@ -86,6 +88,12 @@ def show(name: str, body: Callable[[Found], None]) -> None:
         body(found)
     except BackendError as fault:
         st.error(look.plain(str(fault)))
+
+
+def scored(found: Found) -> str:
+    """How many answers a rate of this result stands on, such as "80 to 96 of 96 answers scored"."""
+    n = sorted({p.n for p in found.result.points if p.measure == "incoherent"}) or [0]
+    return f"{n[0]}{f' to {n[-1]}' if len(n) > 1 else ''} of {found.n_prompts} answers scored"
 
 
 def along_rows(found: Found, runs: Sequence[Run], title: str) -> Series:
@@ -144,6 +152,11 @@ def change(found: courses.Change, measure: str) -> str:
     digits = 1 if measure in RATES else 2
     value, low, high = (f"{scale * v:+.{digits}f}" for v in (found.value, found.low, found.high))
     return f"{value}{unit} ({low} to {high})"
+
+
+def both(found: courses.Change) -> str:
+    """The n of a difference: "52", or of two rates "91 and 96"."""
+    return " and ".join(map(str, dict.fromkeys(found.n)))
 
 
 def pick_measures(found: Found, first: Sequence[str], *, key: str) -> list[str]:
@@ -234,7 +247,7 @@ def show_table(table: pd.DataFrame, file: str, *, key: str) -> None:
     numbers = {c: st.column_config.NumberColumn(format="%.3f") for c in table.columns if table[c].dtype == float}
     rows = {"height": 35 * (len(table) + 1) + 3} if len(table) <= _WHOLE else {}
     st.dataframe(table, hide_index=True, **rows, column_config=numbers, key=key, alt=f"{', '.join(map(str, table.columns))}: {len(table)} rows")
-    st.download_button("Download CSV", table.to_csv(index=False), file, "text/csv", icon=":material/download:", key=f"{key}_csv")
+    look.csv_button(table, file, key=f"{key}_csv")
 
 
 def _scaled(value: float | None, measure: str) -> float | None:

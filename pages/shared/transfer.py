@@ -24,10 +24,10 @@ def show(run: judged.Run, found: list[sweep.Point]) -> None:
     cells = pd.DataFrame([_cell(source, e) for source, own in effects.items() for e in own if print_number(e.point.dose) == shown])
     told = cells[cells["state"] == "beyond random directions, text intact"]
     title = f"{len(told)} of {len(cells)} cells go beyond random directions while the text holds"
-    subtitle = [
-        f"Change of the misalignment rate against the same model at dose 0, points; dose {shown}; of what is added in median norms of the residual stream.",
-        "✓: clear, beyond random directions, within the limit of incoherence. ⊘: past the limit.",
-    ]
+    subtitle = (
+        f"Change of the misalignment rate against the same model at dose 0, points; dose {shown}; of what is added in median norms of the residual stream. "
+        "✓: clear, beyond random directions, within the limit of incoherence. ⊘: past the limit."
+    )
     keep.chart(crossed(cells, title=title, subtitle=subtitle), key="transfer", alt=f"{title}. The table below has the numbers.")
     with st.expander("The matrix as a table"):
         table = cells.rename(
@@ -39,7 +39,7 @@ def show(run: judged.Run, found: list[sweep.Point]) -> None:
             alt="Change of each model by each direction",
             column_config={"Change, points": st.column_config.NumberColumn(format="%.1f")},
         )
-        st.download_button("Download CSV", table.to_csv(index=False), f"{run.name}-transfer.csv", "text/csv", icon=":material/download:")
+        look.csv_button(table, f"{run.name}-transfer.csv")
     st.caption(look.plain("How alike the directions themselves are stands on Model diffing, as cosines."))
 
 
