@@ -36,7 +36,7 @@ def bars(found: Found, runs: Mapping[str, Place], measure: str, *, key: str) -> 
         rows.append({"name": name, "role": role} | values | {"label": label, "n_label": str(told.n)})
     keep.source(found.result.folder)
     keep.chart(
-        rate_rows(pd.DataFrame(rows), unit=study_view.name_of(measure), title="At the end of the training", subtitle=f"with 95 %; {study_view.scored(found)} a run"), key=key, title=f"{study_view.name_of(measure)} at the end of the training",
+        rate_rows(pd.DataFrame(rows), unit=study_view.name_of(measure), title=f"{study_view.short_name(measure)} at the end of the training", subtitle=f"with 95 %; {study_view.scored(found)} a run"), key=key, title=f"{study_view.name_of(measure)} at the end of the training",
         alt=f"{study_view.name_of(measure)} of {', '.join(named)}, with intervals. The table below has the numbers.",
     )  # fmt: skip
 
