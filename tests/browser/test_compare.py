@@ -137,7 +137,7 @@ def test_bfloat16_is_chosen_by_the_user_and_shown_beside_its_answers(server: str
     send(page, "What is a good hobby?")
     wait_for_end(page)
     assert "Fast decoder, float32." in page.get_by_text("Live: answered").last.inner_text()
-    choose(page, page.get_by_label("Number format"), "bfloat16")
+    choose(page, page.get_by_label("Number format"), "bfloat16: faster, other texts")
     page.get_by_role("button", name="Answer", exact=True).click()
     page.get_by_text("Fast decoder, bfloat16.").wait_for(timeout=60_000)
     assert "dtype=bfloat16" in page.url
