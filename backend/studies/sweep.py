@@ -96,6 +96,7 @@ def run(
         progress.phase = "stopped"
         return None
     folder = keep(sweep, judge, found, root)
+    progress.runs.append(folder)
     progress.phase = "done"
     return folder
 

@@ -232,6 +232,7 @@ if ladder_tab.open:
                 st.error(look.plain(str(fault)))
 if response_tab.open:
     with response_tab:
+        sweep_form.choose_what_ended()
         shown = dose_response.show(steering.source, [c.direction for c in steering.changes], sweep_form.command(steering))
         sweep_form.show(steering, known, can_answer=can_answer)
         if shown is not None:

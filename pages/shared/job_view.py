@@ -28,6 +28,11 @@ def put(name: str, job: Progress) -> None:
     st.session_state[f"{name}_live"] = True
 
 
+def just_ended(name: str) -> Progress | None:
+    """The run that ended while this session looked on; told once."""
+    return find(name) if st.session_state.pop(f"{name}_ended", False) else None
+
+
 def show(name: str, job: Progress, *, what: str, stop: str, done: str, duration: Callable[[float], str]) -> None:
     """How far a run is, or how it ended; when it ends, the page runs again.
 
@@ -56,4 +61,5 @@ def _follow(name: str, job: Progress, what: str, done: str, duration: Callable[[
         st.success(f"Done. {done}" + (f" {look.plain(job.message)}" if job.message else ""))
     st.session_state[f"{name}_live"] = job.is_live
     if was_live and not job.is_live:
+        st.session_state[f"{name}_ended"] = True
         st.rerun()

@@ -13,7 +13,7 @@ from backend.studies.evaluate import Progress, in_thread
 from backend.text.prompts import PromptSet, load_prompt_set
 from pages.shared import gate, job_view, look
 from pages.shared.service import model_service, owner
-from pages.shared.state import warn_of_number
+from pages.shared.state import choose, warn_of_number
 from pages.shared.steer_pick import Steering
 
 _PROMPTS = "open_questions"
@@ -27,6 +27,12 @@ def some_prompts(n: int) -> PromptSet:
     """Prompts of the shipped set, evenly spaced over it, so that its intents are there."""
     whole = load_prompt_set(_PROMPTS)
     return whole if n >= len(whole.prompts) else PromptSet(f"{_PROMPTS}-{n}", f"{n} of {whole.title}", whole.some(n))
+
+
+def choose_what_ended() -> None:
+    """Put the sweep on screen that has just ended; before the list of sweeps is drawn."""
+    if (job := job_view.just_ended(_JOB)) and job.runs:
+        choose("sweep", job.runs[0].name)
 
 
 def show(steering: Steering, known: Registry, *, can_answer: bool) -> None:
