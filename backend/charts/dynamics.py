@@ -48,9 +48,6 @@ class Panel:
     base: float | None = None
     """The base's value, dashed."""
 
-    is_marked: bool = True
-    """A mark at each step."""
-
     height: int = 92
 
 
@@ -71,7 +68,7 @@ def panels(drawn: Sequence[Panel], readout: pd.DataFrame, *, chosen: int | None)
     found = [_panel(p, _Cursor(steps, tooltip, hover, click), last=last, is_lowest=p is drawn[-1]) for p in drawn]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Automatically deduplicated")  # one cursor in all panels is what is wanted
-        stacked = alt.vconcat(*found, spacing=10).resolve_scale(color="independent", shape="independent")
+        stacked = alt.vconcat(*found, spacing=10).resolve_scale(color="independent", shape="independent", strokeDash="independent")
     # Streamlit would let layered panels run out of their column; with fit-x they keep to it.
     return stacked.properties(autosize=alt.AutoSizeParams(type="fit-x", contains="padding")).configure_view(stroke=None).configure_axis(gridOpacity=0.5)
 
@@ -93,13 +90,13 @@ def _panel(p: Panel, cursor: _Cursor, *, last: float, is_lowest: bool) -> Any:
     looks = LINES[: len(p.lines)]
     domain = list(p.lines)
     legend = (
-        alt.Legend(orient="top", title=None, offset=2, labelLimit=190, columns=2 if len(domain) > 3 else len(domain), symbolSize=60)
+        alt.Legend(orient="top", title=None, offset=2, labelLimit=190, columns=2 if len(domain) > 3 else len(domain), symbolSize=60, symbolStrokeWidth=0)
         if len(domain) > 1
         else None
     )
     colour = alt.Color("line:N", scale=alt.Scale(domain=domain, range=[c for c, _ in looks]), legend=legend)
-    shape = alt.Shape("line:N", scale=alt.Scale(domain=domain, range=[s for _, s in looks]), legend=legend if p.is_marked else None)
-    dash = alt.StrokeDash("line:N", scale=alt.Scale(domain=domain, range=list(_DASHES[: len(domain)])), legend=legend)
+    shape = alt.Shape("line:N", scale=alt.Scale(domain=domain, range=[s for _, s in looks]), legend=legend)
+    dash = alt.StrokeDash("line:N", scale=alt.Scale(domain=domain, range=list(_DASHES[: len(domain)])), legend=None)
     chart = alt.Chart(p.frame)
     layers: list[alt.Chart] = []
     if p.base is not None:
@@ -110,8 +107,7 @@ def _panel(p: Panel, cursor: _Cursor, *, last: float, is_lowest: bool) -> Any:
         spans = chart.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=1.4, opacity=0.6)
         layers.append(spans.encode(x=x, y=alt.Y("low:Q"), y2="high:Q", color=colour))
     layers.append(chart.mark_line(strokeWidth=1.8, opacity=0.7).encode(x=x, y=y, color=colour, strokeDash=dash))
-    if p.is_marked:
-        layers.append(chart.mark_point(filled=True, size=42, opacity=1).encode(x=x, y=y, color=colour, shape=shape))
+    layers.append(chart.mark_point(filled=True, size=42, opacity=1).encode(x=x, y=y, color=colour, shape=shape))
     layers.append(cursor.steps.mark_rule(color=_GREY, strokeWidth=1, aria=False).encode(x=x).transform_filter(cursor.hover))
     layers.append(cursor.steps.mark_rule(color=LINES[0][0], strokeWidth=2, strokeDash=[6, 3], aria=False).encode(x=x).transform_filter(cursor.click))
     layers.append(cursor.steps.mark_rule(strokeWidth=12, opacity=0).encode(x=x, tooltip=cursor.tooltip).add_params(cursor.hover, cursor.click))

@@ -65,7 +65,7 @@ def headline(found: dict[str, Transition], run: str) -> str:
     turn = f"{run}: {transitions.describe(behaviour)}"
     if not behaviour.moves:
         return f"{turn} in the rate, so nothing is earlier or later than it"
-    inside = (one for m, one in found.items() if m.startswith("latent/") or m in transitions.DIRECTION)
+    inside = (one for m, one in found.items() if m.startswith(("latent/", "projection/")) or m in transitions.DIRECTION)
     told = transitions.by_verdict(inside)
     n = sum(map(len, told.values()))
     if not n:
