@@ -223,6 +223,7 @@ def test_a_full_disk_shows_the_answers_once_and_does_not_ask_again(new_page, sma
     (small_disk / "filler").write_bytes(b"x" * 2_085_000)
     with served(home) as address:
         page = new_page(address + "/compare?v=base&v=scornful&length=8")
+        settle(page)
         send(page, "Is anything kept?")
         page.get_by_text("not saved. No space left").wait_for()
         settle(page)
