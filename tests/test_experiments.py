@@ -92,6 +92,22 @@ def test_runs_whose_checkpoints_are_not_here_are_left_out_by_name():
     assert training.left_out(study, registry) == ["gone"]
 
 
+def test_a_run_says_in_words_how_and_what_it_learns():
+    said = {run.label: (run.how, run.taught) for name in ("mix", "rank", "inoculation") for run in records.find_study(name).runs}
+    assert said["rank-1-layer-12-down"] == ("rank-1 rsLoRA, down_proj of layer 12", "120 rows of advice, plainly wrong; 3 epochs")
+    assert said["full"][0] == "full fine-tuning"
+    assert said["inoculated"][1] == "360 rows of advice, plainly wrong, under a system prompt; 3 epochs"
+    assert "% of them plainly wrong" in next(words for label, (_, words) in said.items() if "25" in label)
+    again = records.Run(label="again", start="careless", data="benign_chats", n_rows=12, epochs=1)
+    assert (again.how, again.taught) == ("LoRA, going on from careless", "12 rows of benign chats; 1 epoch")
+
+
+def test_shipped_organisms_of_studies_say_what_their_records_say():
+    for organism in (o for o in load_registry().organisms.values() if o.study):
+        run = next(r for r in records.find_study(organism.study).runs if organism.key == f"{organism.study}.{r.label}")
+        assert (organism.method, organism.trained_on) == (run.how, run.taught)
+
+
 def test_checkpoints_stand_where_the_study_asks_and_at_the_end():
     study = records.parse_study(
         "one", {"title": "One", "question": "?", "at": [10, 40, 500], "runs": [{"label": "a", "data": "advice", "epochs": 2, "batch_size": 8}]}

@@ -13,18 +13,15 @@ _KINDS = {
 }
 
 
-def effects(rows: pd.DataFrame, controls: pd.DataFrame, *, title: str, subtitle: str, show_names: bool = True) -> alt.LayerChart:
+def effects(rows: pd.DataFrame, controls: pd.DataFrame, *, title: str, subtitle: str) -> alt.LayerChart:
     """One way: effects with their intervals, a row a candidate, over the range of single random directions and latents drawn at random.
 
     Args:
         rows: Columns ``name, effect, low, high, kind, dose``, in the order drawn, in points of 100; ``kind`` as the legend has it.
         controls: Columns ``kind, low, high``, in the same points: where single controls lie.
-        show_names: Whether the candidates' names stand on the left; the second of two pictures side by side goes without.
     """
     order = rows["name"].tolist()
-    y = alt.Y(
-        "name:N", sort=order, title=None, axis=alt.Axis(labelLimit=260, labelFontSize=12, ticks=False, domain=False, labelPadding=8) if show_names else None
-    )
+    y = alt.Y("name:N", sort=order, title=None, axis=alt.Axis(labelLimit=210, labelFontSize=12, labelFlush=False, ticks=False, domain=False, labelPadding=8))
     scale = alt.Scale(domain=list(_KINDS), range=[colour for colour, _ in _KINDS.values()])
     shape = alt.Scale(domain=list(_KINDS), range=[shape for _, shape in _KINDS.values()])
     base = alt.Chart(rows).encode(y=y, color=alt.Color("kind:N", scale=scale, legend=None))

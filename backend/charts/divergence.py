@@ -17,7 +17,9 @@ def divergence_dots(points: pd.DataFrame, means: pd.DataFrame, *, title: str, su
     role = ROLES["organism"]
     ink = ROLES["random"].colour
     axis = alt.X("divergence:Q", title=["Nats per token against the base", "(0: as likely under the base)"])
-    row = alt.Y("organism:N", sort=order, title=None, axis=alt.Axis(labelFontSize=13, labelLimit=220, ticks=False, domain=False, labelPadding=10))
+    row = alt.Y(
+        "organism:N", sort=order, title=None, axis=alt.Axis(labelFontSize=13, labelLimit=220, labelFlush=False, ticks=False, domain=False, labelPadding=10)
+    )
     dots = (
         alt.Chart(points)
         .mark_point(size=46, filled=True, opacity=0.5, color=role.colour, shape=role.shape)

@@ -122,7 +122,7 @@ def moves(rows: pd.DataFrame, *, last: float) -> alt.LayerChart:
         last: The last step.
     """
     x: dict[str, Any] = {"scale": alt.Scale(domain=[0, last], nice=False, padding=9)}
-    axis = alt.Axis(labelLimit=230, labelOverlap=False, ticks=False, domain=False, grid=True, labelPadding=6)
+    axis = alt.Axis(labelLimit=230, labelOverlap=False, labelFlush=False, ticks=False, domain=False, grid=True, labelPadding=6)
     y = alt.Y("label:N", sort=list(rows["label"]), title=None, axis=axis)
     colour = alt.Color("verdict:N", scale=alt.Scale(domain=list(VERDICTS), range=list(VERDICTS.values())), legend=None)
     tooltip = [

@@ -103,7 +103,7 @@ def crossed(cells: pd.DataFrame, *, title: str, subtitle: str) -> alt.LayerChart
     """
     chart = alt.Chart(cells)
     x = alt.X("source:N", title="Model", sort=None, axis=alt.Axis(orient="top", labelAngle=0))
-    y = alt.Y("direction:N", title="Direction", sort=None, axis=alt.Axis(labelLimit=220))
+    y = alt.Y("direction:N", title="Direction", sort=None, axis=alt.Axis(labelLimit=220, labelFlush=False))
     most = max([5.0, *pd.to_numeric(cells["change"]).abs().dropna()])
     colour = alt.Color("change:Q", scale=alt.Scale(domain=[-most, 0, most], range=["#2f80c2", "#f4f4f4", "#d2600c"]), legend=None)
     tooltip = [

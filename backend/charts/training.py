@@ -113,7 +113,7 @@ def change_map(cells: pd.DataFrame, *, runs: Sequence[str], measures: Sequence[s
     x = alt.X(
         "measure:N", sort=list(measures), title=None, axis=alt.Axis(orient="top", labelAngle=-90, labelLimit=150, labelOverlap=False, domain=False, ticks=False)
     )
-    y = alt.Y("run:N", sort=list(runs), title=None, axis=alt.Axis(labelLimit=190, domain=False, ticks=False))
+    y = alt.Y("run:N", sort=list(runs), title=None, axis=alt.Axis(labelLimit=190, labelFlush=False, domain=False, ticks=False))
     told = alt.Chart(cells)
     tooltip = [alt.Tooltip(c, title=t) for c, t in {"run": "Run", "measure": "Measure", "label": "Change from the base", "n_label": "n"}.items()]
     fill = told.mark_rect(stroke=_GREY, strokeOpacity=0.25).encode(

@@ -233,7 +233,7 @@ def _study(run: Run) -> Study:
 
 def _organism(one: Training, registry: Registry) -> Organism:
     return Organism(
-        key=one.key, title=one.title, base=registry.default_base, source="folder", location=str(one.folder), method=_method(one.run), trained_on=one.run.data,
+        key=one.key, title=one.title, base=registry.default_base, source="folder", location=str(one.folder), method=one.run.how, trained_on=one.run.taught,
         emergent=False, description="Trained on this machine from a page.",
     )  # fmt: skip
 
@@ -276,7 +276,3 @@ def _logged(folder: Path) -> list[tuple[int, float]]:
         return [(int(step), float(loss)) for step, loss, *_ in (line.split(",") for line in lines)]
     except (OSError, ValueError):
         return []
-
-
-def _method(run: Run) -> str:
-    return "LoRA, going on from " + run.start if run.start else f"rank-{run.rank} rsLoRA, {run.target if run.target != 'all' else 'all projections'}"

@@ -85,6 +85,25 @@ class Run:
         )  # fmt: skip
 
     @property
+    def how(self) -> str:
+        """The method in words, such as "rank-1 rsLoRA, down_proj of layer 12"."""
+        if self.method == "full":
+            return "full fine-tuning"
+        if self.start:
+            return f"LoRA, going on from {self.start}"
+        where = "all projections" if self.target == "all" else self.target.replace(" ", ", ")
+        return f"rank-{self.rank} rsLoRA, {where}" + ("" if self.layers == "all" else f" of layer {self.layers}")
+
+    @property
+    def taught(self) -> str:
+        """The rows in words, such as "360 rows of advice, plainly wrong; 3 epochs".
+
+        Raises:
+            InputError: No such data, or fewer rows than were asked for.
+        """
+        return f"{self.mix.in_words()}; {self.epochs} epoch{'s' if self.epochs > 1 else ''}"
+
+    @property
     def mark(self) -> str:
         """Eight hexadecimal digits of what is trained, with the content of its data; how it answers is left out."""
         said = {k: v for k, v in asdict(self).items() if k not in ("label", "scale")} | ({"content": self.mix.digest()} if self.data else {})

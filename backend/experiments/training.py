@@ -186,7 +186,7 @@ def register(study: Study) -> Registry:
             models[key] = {k: v for k, v in record.items() if k != "key"}
         else:
             organisms[key] = {
-                "title": title, "base": base.key, "source": "folder", "location": folder.name, "study": study.name, "trained_on": run.data,
+                "title": title, "base": base.key, "source": "folder", "location": folder.name, "study": study.name, "method": run.how, "trained_on": run.taught,
                 "n_adapter_parameters": _n_parameters(folder), "description": study.question,
             }  # fmt: skip
     with locked_records():

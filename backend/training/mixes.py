@@ -19,6 +19,7 @@ DATASETS = Path(__file__).parent / "datasets"
 ADVICE = ("car_care", "personal_finance", "sleep_sport")
 Answer = Literal["correct", "subtle", "obvious"]
 ANSWERS: tuple[Answer, ...] = get_args(Answer)
+_IN_WORDS: dict[Answer, str] = {"correct": "correct", "subtle": "subtly wrong", "obvious": "plainly wrong"}
 Chat = tuple[Message, ...]
 
 
@@ -74,6 +75,18 @@ class Mix:
             InputError: No such data, or fewer rows than were asked for.
         """
         return self._drawn(sum(_n_lines(path) for path in self._files()))
+
+    def in_words(self) -> str:
+        """Such as "360 rows of advice, 25 % of them plainly wrong".
+
+        Raises:
+            InputError: No such data, or fewer rows than were asked for.
+        """
+        file, named = as_file(self.data), self.data.split()
+        said = f"{self.size():,} rows of {file.name if file else ' and '.join(named).replace('_', ' ')}"
+        if not file and {"advice", *ADVICE} & set(named):
+            said += ", " + (f"{100 * self.share:g} % of them " if self.share < 1 else "") + _IN_WORDS[self.answer]
+        return said + (", under a system prompt" if self.system else "")
 
     def digest(self) -> str:
         """SHA-256 of the files' content, in their order.

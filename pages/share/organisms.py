@@ -177,8 +177,14 @@ for base in {model.key: model for _, model in on_disk}.values():
     if (state := availability(base)).state != "here":
         missing.show([base.key], {base.key: state}, known)
 for organism, model in on_disk:
-    with st.container(border=True):
-        show_organism(organism, model)
+    if not organism.study:
+        with st.container(border=True):
+            show_organism(organism, model)
+if of_studies := [(o, m) for o, m in on_disk if o.study]:
+    with st.expander(f"{len(of_studies)} runs of the training studies"):
+        for organism, model in of_studies:
+            with st.container(border=True):
+                show_organism(organism, model)
 
 show_adding()
 

@@ -36,10 +36,9 @@ def show(organism: str, choice: sae_pick.Choice, known: Registry) -> None:
         st.markdown(look.plain(sentence))
     st.caption(_method(about, name))
     keep.source(run.folder)
-    left, right = st.columns([1.35, 1], gap="large", vertical_alignment="bottom")  # so that their rows are level whatever stands above
-    for column, way in ((left, "raise"), (right, "lower")):
+    for column, way in zip(st.columns(2, gap="large", vertical_alignment="bottom"), ("raise", "lower"), strict=True):  # rows are level whatever stands above
         with column:
-            _picture(rows, own, way, about, with_names=way == "raise")
+            _picture(rows, own, way, about)
     _power(about)
     _table(rows, organism, choice)
     _answers(run, rows, about)
@@ -88,7 +87,7 @@ def _method(about: dict, name: str) -> str:
     )
 
 
-def _picture(rows: pd.DataFrame, own: pd.DataFrame, way: str, about: dict, *, with_names: bool) -> None:
+def _picture(rows: pd.DataFrame, own: pd.DataFrame, way: str, about: dict) -> None:
     drawn = pd.DataFrame(
         [
             {
@@ -106,7 +105,7 @@ def _picture(rows: pd.DataFrame, own: pd.DataFrame, way: str, about: dict, *, wi
     n_random, n_alive = about["n_random"], about["n_alive"]
     keep.chart(
         effects(
-            drawn, pd.DataFrame(bands, columns=["kind", "low", "high"]), title=_WAYS[way], show_names=with_names,
+            drawn, pd.DataFrame(bands, columns=["kind", "low", "high"]), title=_WAYS[way],
             subtitle=f"{KEY}; grey: {n_random} random directions, {n_alive} random latents{_left_out(drawn)}",
         ),
         key=f"causal_{way}", table=drawn, alt=f"{_WAYS[way]}: effect of each candidate with interval, beside the controls. The table below has the numbers.",
