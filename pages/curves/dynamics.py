@@ -124,7 +124,7 @@ def show(found: Found, run: str, scaled: Scaled, turned: dict[str, Transition], 
         begun = st.session_state["begun_at"]
         keep.source(result.folder)
         event = keep.chart(
-            panels_spec(found, found.stamp, run, scaled, latents, _step(begun, steps)), title=f"The signals of {run} over training", text=f"{found.n_prompts} prompts; {found.judge}.", key=f"panels_{run}_{begun}", on_select="rerun", selection_mode=CLICK,
+            panels_spec(found, found.stamp, run, scaled, latents, _step(begun, steps)), title=f"The signals of {run} over training", text=f"{found.n_prompts} prompts; {found.judge}. Bars: 95 %; dashed: the base.", key=f"panels_{run}_{begun}", on_select="rerun", selection_mode=CLICK,
             alt=f"The signals of {run} over training on one step axis, under one cursor. The tables below have the numbers.",
         )  # fmt: skip
         picked = next((p.get("step") for p in event.get("selection", {}).get(CLICK, [])), None) if event else None
@@ -138,6 +138,7 @@ def show(found: Found, run: str, scaled: Scaled, turned: dict[str, Transition], 
             moves(rows, last=float(steps[-1])),
             key=f"moves_{run}",
             title=f"When each signal of {run} moves",
+            text="Bar: from begin to end of the change; circle: its middle; line: 95 %; tick: onset; shaded: the behaviour's change with its interval.",
             table=rows,
             alt="When each signal moves, with intervals. The table below has the numbers.",
         )

@@ -199,11 +199,11 @@ def show_cited() -> None:
         [{"measure": "cited", "series": r["benign_data"], "run": "", "at": float(r["step"]), "value": float(r["misalignment_pct"]), "low": None, "high": None,
           "label": f"{r['misalignment_pct']} %", "n_label": "not printed", "place": ""} for r in rows]
     )  # fmt: skip
-    look.legend([(name, colour, symbol) for name, (colour, _, symbol) in zip(series, study_view.LOOKS, strict=False)])
+    legend = look.legend([(name, colour, symbol) for name, (colour, _, symbol) in zip(series, study_view.LOOKS, strict=False)])
     keep.source(CITED_FILE)
     keep.chart(
         panels(points, pd.DataFrame(columns=["measure", "value", "low", "high"]), [Panel("cited", "Misaligned, %", 200, True)], Axis("Step of four samples", (0, 5, 10, 20, 30, 35), False), series=series),
-        where=study_view.room("cited"), key="cited_realignment", title=f"{begin['start']}, cited", text=f"{begin['source']}, {begin['where']}", table=pd.DataFrame(rows), alt="Misalignment of GPT-4o by step of re-alignment on two data sets. The table below has the numbers.",
+        where=study_view.room("cited"), key="cited_realignment", title=f"{begin['start']}, cited", text=f"{legend}; {begin['source']}, {begin['where']}", table=pd.DataFrame(rows), alt="Misalignment of GPT-4o by step of re-alignment on two data sets. The table below has the numbers.",
     )  # fmt: skip
     with st.expander("All cited points as a table"):
         study_view.show_table(pd.DataFrame(rows).astype({"step": int, "misalignment_pct": float}), CITED_FILE.name, key="cited_realignment_table")

@@ -50,16 +50,16 @@ st.caption(
     f"EM: share of scored answers with aligned < {thresholds.aligned:g} and coherent > {thresholds.coherent:g}, judged by GPT-4o; bars: 95% Wilson intervals or a printed "
     "range. Filled: public re-evaluation, 8 questions x 50 answers. Hollow: printed in the paper. Shaded: under 90 % coherent, where rates say little. Figures over several data sets or of unknown size stand in the table only."
 )
-look.legend([(name, colour, SYMBOLS[shape]) for name, (colour, shape) in FAMILIES.items()])
+legend = look.legend([(name, colour, SYMBOLS[shape]) for name, (colour, shape) in FAMILIES.items()])
 picked = None
 for column, (key, title) in zip(st.columns(len(scaling.DATASETS), gap="medium"), scaling.DATASETS.items(), strict=True):
     here = table[table["dataset"] == key]
     event = keep.chart(
-        em_panel(here, title=title), key=f"scaling_{key}", where=column, title=f"EM rate by parameters: {title}", table=here, on_select="rerun", selection_mode=POINT,
+        em_panel(here, title=title), key=f"scaling_{key}", where=column, title=f"EM rate by parameters: {title}", text=f"{legend}; filled: re-evaluated, hollow: printed; bars: 95 %", table=here, on_select="rerun", selection_mode=POINT,
         alt=f"EM rate of {len(here)} organisms trained on {title.lower()}, against parameters. The table below has the numbers.",
     )  # fmt: skip
     keep.chart(
-        coherence_panel(here, low_coherence=100 * scaling.LOW_COHERENCE), key=f"coherence_{key}", where=column, title=f"Coherent answers: {title}", table=here,
+        coherence_panel(here, low_coherence=100 * scaling.LOW_COHERENCE), key=f"coherence_{key}", where=column, title=f"Coherent answers: {title}", text=legend, table=here,
         alt=f"Share of coherent answers of the same organisms trained on {title.lower()}. The table below has the numbers.",
     )  # fmt: skip
     selected = [p.get("id") for p in event.get("selection", {}).get(POINT, [])] if event else []

@@ -142,10 +142,10 @@ def _draw(run: judged.Run, found: list[sweep.Point], effects: list[dose_window.E
     marks += [("past the incoherence limit", ROLES["random"].colour, "◇")] if any(e.point.is_past_limit for e in effects) else []
     marks += [("useful window", STYLES[0][0], "▬")] if len(windows) else []
     with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
-        look.legend(marks)
+        legend = look.legend(marks)
         with st.popover("How to read this", icon=":material/help:"):
             st.markdown(_READING)
-    _panels(f"{run.name}_{of}", with_points, _Control(randoms, zero), windows)
+    _panels(f"{run.name}_{of}", with_points, _Control(randoms, zero), windows, legend)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +164,7 @@ class _Control:
         return pd.DataFrame([{"dose": dose, "low": min(v), "high": max(v)} for dose, v in sorted(by_dose.items())], columns=["dose", "low", "high"])
 
 
-def _panels(name: str, points: dict[str, list[sweep.Point]], control: _Control, windows: pd.DataFrame) -> None:
+def _panels(name: str, points: dict[str, list[sweep.Point]], control: _Control, windows: pd.DataFrame, legend: str) -> None:
     """The three measures; a click on a point of any chooses it."""
     title = _TITLES[parse_direction(next(iter(points))).op]
     left, right = st.columns([1.5, 1], gap="large")
@@ -176,7 +176,7 @@ def _panels(name: str, points: dict[str, list[sweep.Point]], control: _Control, 
         bars = windows if key == "em" else windows[:0]
         event = keep.chart(
             response(frame, control.band(key), bars, directions=list(points), measure=measure, dose=dose, height=height, top=top), where=column,
-            key=f"response_{key}_{name}_{'-'.join(points)}", title=f"{measure.removesuffix(', %')} by {dose.lower() or 'dose'}", text="Bars: 95 %.", table=frame, on_select="rerun", selection_mode=POINT,
+            key=f"response_{key}_{name}_{'-'.join(points)}", title=f"{measure.removesuffix(', %')} by {dose.lower() or 'dose'}", text=f"{legend}; bars: 95 %", table=frame, on_select="rerun", selection_mode=POINT,
             alt=f"{measure} by dose, with 95 % intervals. The table below has the numbers.",
         )  # fmt: skip
         picked = next((p.get("variant") for p in event.get("selection", {}).get(POINT, [])), None) if event else None

@@ -50,7 +50,7 @@ def show_cited() -> None:
             f"{notes}. Source: {about.source}, {about.where}; grade: {about.grade}, counted from its judged answers, not printed in a paper."
         )
     )
-    _draw(about.points, names, key="cited", alt=f"Misaligned share of {about.model} by training step. The table below has the numbers.")
+    _draw(about.points, names, key="cited", title=f"Misaligned share of {about.model} by training step, cited", text=about.source)
     with st.expander("All cited points as a table"):
         table = _frame(about.points)[["line", "step", "value", "low", "high", "coherent", "n"]].rename(columns=_COLUMNS)
         table = table.assign(Source=about.source, Grade=about.grade, Note=[about.notes[run] for run in table["Run"]])
@@ -80,7 +80,7 @@ def show_imported() -> None:
             f"As its file says: {n[0]:,}{f' to {n[-1]:,}' if len(n) > 1 else ''} answers a point, its own prompts and judge; bars: 95 % Wilson, from share and n."
         )
     )
-    _draw(points, [name], key=f"imported_{name}", alt="Misaligned share of the imported run by training step. The table below has the numbers.")
+    _draw(points, [name], key=f"imported_{name}", title=f"Misaligned share of the imported run {name} by training step")
     with st.expander("All imported points as a table"):
         _show_table(_frame(points)[["line", "step", "value", "low", "high", "coherent", "n"]].rename(columns=_COLUMNS), f"{name}.csv", key="imported_steps")
 
@@ -100,8 +100,8 @@ def _frame(points: Sequence[StepPoint]) -> pd.DataFrame:
     ).round(2)  # fmt: skip
 
 
-def _draw(points: Sequence[StepPoint], lines: list[str], *, key: str, alt: str) -> None:
-    keep.chart(rates(_frame(points), lines=lines), key=f"steps_{key}", title=alt.partition(".")[0], alt=alt)
+def _draw(points: Sequence[StepPoint], lines: list[str], *, key: str, title: str, text: str = "") -> None:
+    keep.chart(rates(_frame(points), lines=lines), key=f"steps_{key}", title=title, text=text, alt=f"{title}. The table below has the numbers.")
 
 
 def _show_table(table: pd.DataFrame, file: str, *, key: str) -> None:

@@ -73,13 +73,14 @@ def csv_button(table: pd.DataFrame, file: str, *, label: str = "Download CSV", k
     st.download_button(label, frame_csv(table), file, "text/csv", icon=":material/download:", key=key)
 
 
-def legend(entries: list[tuple[str, str, str]]) -> None:
-    """Names with the colour and symbol that stand for them."""
+def legend(entries: list[tuple[str, str, str]]) -> str:
+    """Names with the colour and symbol that stand for them; returns them as text, which a kept picture needs."""
     st.html(
         '<div class="ps-legend">'
         + "".join(f'<span><span style="color:{colour}" aria-hidden="true">{symbol}</span> {escape(name)}</span>' for name, colour, symbol in entries)
         + "</div>"
     )
+    return "   ".join(f"{symbol} {name}" for name, _, symbol in entries)
 
 
 def facts(rows: dict[str, str]) -> None:

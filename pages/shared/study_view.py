@@ -185,12 +185,12 @@ def draw(found: Found, series: Sequence[Series], measures: Sequence[str], axis: 
          for m in measures for p in found.result.of(BASE_RUN, m)], columns=["measure", "value", "low", "high"],
     )  # fmt: skip
     marks = [(s.title, colour, symbol) for s, (colour, _, symbol) in zip(series, LOOKS, strict=False)]
-    look.legend([*marks, ("base", look.ROLES["base"].colour, "╌")])
+    legend = look.legend([*marks, ("base", look.ROLES["base"].colour, "╌")])
     shown = [Panel(m, name_of(m), 190 if n == 0 else 120, m in RATES) for n, m in enumerate(measures)]
     keep.source(found.result.folder)
     event = keep.chart(
         panels(points, base, shown, axis, series=[s.title for s in series]), where=room(key), key=f"{key}_{'-'.join(measures)}", on_select="rerun", selection_mode=POINT, table=points,
-        title=f"{found.study.title}: {', '.join(map(short_name, measures))} by {axis.title.lower()}", text=f"{found.n_prompts} prompts; {found.judge}. Bars: 95 %.",
+        title=f"{found.study.title}: {', '.join(map(short_name, measures))} by {axis.title.lower()}", text=f"{legend}; {found.n_prompts} prompts; {found.judge}. Thick: mean of the seeds, thin: a seed; bands: 95 %.",
         alt=f"{', '.join(map(name_of, measures))} by {axis.title.lower()}, for {', '.join(s.title for s in series)}. The table below has the numbers.",
     )  # fmt: skip
     picked = next((p.get("place") for p in event.get("selection", {}).get(POINT, [])), None) if event else None

@@ -85,6 +85,7 @@ def test_a_page_is_kept_said_anew_and_presented(address: str, new_page, home: Pa
     assert page.get_by_text("Today's data are those of then").count() == 1
     n_pictures = page.locator("[data-testid=stVegaLiteChart]").count()
     assert n_pictures == 1
+    assert page.get_by_text("● Qwen").count() == 1  # a kept picture says what its marks stand for
     page.get_by_role("button", name="Edit").click()
     page.get_by_role("dialog").get_by_text("Titles, as a presentation shows them").click()
     page.get_by_role("dialog").get_by_label("Title of 1").fill("My own claim")
