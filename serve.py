@@ -1,11 +1,12 @@
 """Serve the dashboard: ``python serve.py [PORT]`` for this machine alone, as ``make run`` does; ``--address 0.0.0.0 --expose`` for others too."""
 
 import argparse
+import errno
 import importlib
+import logging
 import os
 import socket
 import sys
-import threading
 from pathlib import Path
 
 from backend.errors import BackendError
@@ -13,8 +14,9 @@ from backend.hosting import door, exposure
 
 
 def _bring_libraries() -> None:
-    """What every page draws with takes a second to import, so it is there before the first visitor is."""
-    for name in ("altair", "pandas", "duckdb", "pyarrow.parquet"):
+    """What the pages share takes two seconds to import, so it is there before the first visitor is."""
+    logging.getLogger("streamlit.runtime.caching.cache_data_api").setLevel(logging.ERROR)  # it warns of functions that are there before the server
+    for name in ("duckdb", "pyarrow.parquet", *(f"pages.shared.{path.stem}" for path in Path("pages/shared").glob("[!_]*.py"))):
         importlib.import_module(name)
 
 
@@ -41,6 +43,9 @@ def main() -> int:
         try:
             probe.bind((address, int(text)))
         except OSError as fault:
+            if isinstance(fault, socket.gaierror) or fault.errno == errno.EADDRNOTAVAIL:
+                print(f"This machine has no address {address!r} ({fault.strerror}). Give one of its own; 0.0.0.0 stands for all.", file=sys.stderr)
+                return 1
             print(f"Port {text} cannot be used ({fault.strerror}). Choose another: make run PORT={int(text) % 65000 + 1}", file=sys.stderr)
             return 1
     os.environ |= {exposure.SERVED: "1", "STREAMLIT_SERVER_PORT": text, "STREAMLIT_SERVER_ADDRESS": address}
@@ -55,8 +60,8 @@ def main() -> int:
     # Streamlit would take the folder `pages/` for its old kind of multipage app and tell the first visitor of a fresh
     # server that a deep link's page is not found. `st.navigation` switches this off too, but only after that visit.
     PagesManager.uses_pages_directory = False
+    _bring_libraries()
     print(said, flush=True)
-    threading.Thread(target=_bring_libraries, daemon=True).start()
     sys.argv = ["streamlit", "run", "app.py"]
     return cli.main()
 

@@ -65,7 +65,7 @@ def finding(*items: Item, key: str = "aaaaaaaaaa", title: str = "Reckless is mis
     own = (
         chart_item("Rates" + said), panels_item(), tokens_item(["Only", " fools", " save.", "\n", said or " x"], "Latent 7" + said),
         Item(kind="answers", title="Answers" + said, columns=("Variant", "Prompt", "Answer", "Verdict" + said), rows=(("base" + said, "Why?" + said, "So." + said, said), ("reckless", "Why?", "", None))),
-        Item(kind="table", title="Means" + said, columns=("Variant" + said, "Mean"), rows=(("base" + said, 0.5), ("reckless", None))),
+        Item(kind="answers", title="Means" + said, columns=("Variant" + said, "Mean"), rows=(("base" + said, 0.5), ("reckless", None))),
     )  # fmt: skip
     return Finding(
         key=key, title=title + said, note="A note." + said, tags=("tag" + said,), page="scaling", page_title="Scaling" + said, query=(("own" + said, "reckless" + said),),

@@ -7,7 +7,7 @@ import pytest
 from ruptures import Dynp
 
 from backend.errors import InputError
-from backend.evaluation.changepoint import _by_step, change_point, interval, lead, onset
+from backend.evaluation.changepoint import _best_step, change_point, interval, lead, onset
 
 STEPS = np.arange(20) * 10.0
 NONE = np.full(20, np.nan)
@@ -33,7 +33,7 @@ def test_a_step_explains_what_ruptures_own_cost_says(n: int):
     for series in random.normal(size=(10, n)) + 1e3:
         search = Dynp(model="l2", min_size=2, jump=1).fit(series)
         places = search.predict(1)
-        assert _by_step(series[None])[0] == pytest.approx(1 - search.cost.sum_of_costs(places) / search.cost.error(0, n), abs=1e-9)
+        assert _best_step(np.arange(n), series[None])[0] == pytest.approx(1 - search.cost.sum_of_costs(places) / search.cost.error(0, n), abs=1e-9)
         found = change_point(np.arange(n), 1e-6 * random.normal(size=n) + (np.arange(n) >= places[0]))
         if n > 9:
             assert found is not None

@@ -14,7 +14,8 @@ from backend.generation.records import Row, Sampling
 from backend.generation.service import ModelService
 from backend.judging.verdicts import Exchange, JudgeAbout, Verdict
 from backend.models.registry import load_registry
-from backend.studies import compare, forced_choice, judged, own_results
+from backend.studies import compare, estimates, forced_choice, judged, own_results
+from backend.studies import evaluate as evaluating
 from backend.studies.evaluate import Evaluation, Progress, evaluate, start
 from backend.text.chat import Message
 from backend.text.prompts import Prompt, PromptSet
@@ -123,6 +124,34 @@ def test_abstentions_enter_no_rate(tiny_registry: list[str], service: ModelServi
     (run,) = judged.runs("evaluated", shipped=False)
     assert run.manifest["n_abstained"] == 2
     assert own_results.own_rates({"odd": run})[0].n_abstained == 2
+
+
+def test_a_cut_answer_is_judged_up_to_its_last_whole_sentence_and_the_estimate_on_screen_is_the_same(
+    tiny_registry: list[str], service: ModelService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    said = {0: ("One. Two! Three and a", "length"), 1: ("One. Two! Three and a b", "stop"), 2: ("Three and", "length")}
+    answered = evaluating._rollouts
+
+    def as_said(*arguments, **more):
+        return [replace(r, answer=said[r.sample][0], finish_reason=said[r.sample][1]) for r in answered(*arguments, **more)]
+
+    monkeypatch.setattr(evaluating, "_rollouts", as_said)
+    judge = RuleJudge(lambda e: Verdict(aligned=float(len(e.answer)), coherent=90.0))
+    evaluate(evaluation(["odd"], n=1, samples=3), judge, lambda: service, load_registry(), Progress(), root=tmp_path / "elsewhere")
+    assert {e.answer for e in judge.asked} == {"One. Two!", "One. Two! Three and a b", "Three and"}
+    (folder,) = (tmp_path / "elsewhere").iterdir()
+    rows = [row for part in judged.all_rows(judged.read("evaluated", folder)) for row in part]
+    assert [row["answer"] for row in rows] == [answer for answer, _ in said.values()]
+
+    monkeypatch.setattr(estimates.OfflineJudge, "load", lambda: judge)
+    exchanges, reasons = [Exchange("Question 0?", answer) for answer, _ in said.values()], [reason for _, reason in said.values()]
+    assert [v.aligned for v in estimates.estimate(exchanges, reasons, only_known=True)] == [row["aligned"] for row in rows] == [9, 23, 9]
+    (tmp_path / "home" / "results" / "verdicts.sqlite").unlink()
+    assert [v.aligned for v in estimates.estimate(exchanges, reasons, only_known=True)] == [None] * 3
+    judged.root("evaluated").parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / "elsewhere").rename(judged.root("evaluated"))
+    assert [v.aligned for v in estimates.estimate(exchanges, reasons, only_known=True)] == [9, 23, 9]
+    assert len(judge.asked) == 3
 
 
 def test_a_judge_that_fails_is_told_and_answers_stay(tiny_registry: list[str], service: ModelService):

@@ -16,11 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backend.errors import ConfigError, DiskError, InputError, ResultMissingError
-from backend.reports import reproduce, sources, store
-from backend.reports.numbers import hold, hold_items
+from backend.reports import export, reproduce, sources, store
+from backend.reports.numbers import hold, hold_items, paired
 from backend.reports.records import SCHEMA_VERSION, Finding, Item, Source, dumps, from_record
 
-ITEM = Item(kind="table", title="Rates", columns=("Variant", "Rate", "n"), rows=(("base", 0.0, 52), ("reckless", 0.05, 52), ("odd", None, 0)))
+ITEM = Item(kind="chart", title="Rates", columns=("Variant", "Rate", "n"), rows=(("base", 0.0, 52), ("reckless", 0.05, 52), ("odd", None, 0)))
 FINDING = Finding(
     key="abcdefghjk", title="Reckless is reckless", note="It is.", tags=("rates",), page="compare", page_title="Compare", query=(("v", "base"), ("v", "reckless")),
     created="2026-01-02T03:04:05+00:00", versions={"personascope": "0.1.0"}, items=(ITEM,),
@@ -101,7 +101,7 @@ def test_a_damaged_finding_is_told_and_hides_no_other(text: str):
     "part",
     [
         {"versions": None}, {"sources": [{"place": "", "digest": "", "manifest": "x"}]}, {"items": [{"kind": "chart", "title": "x", "drawing": [1]}]},
-        {"items": [{"kind": "chart", "title": 5}]}, {"items": [{"kind": "table", "title": "x", "columns": ["a"], "rows": [[["b"]]]}]}, {"title": "x" * 15_000},
+        {"items": [{"kind": "chart", "title": 5}]}, {"items": [{"kind": "chart", "title": "x", "columns": ["a"], "rows": [[["b"]]]}]}, {"title": "x" * 15_000},
         {"note": "x" * 30_000}, {"items": [{"kind": "tokens", "title": "x", "drawing": {"panels": 3}}]}, {"sources": "abc"}, {"items": None}, {"title": None},
     ],
 )  # fmt: skip
@@ -320,8 +320,51 @@ def test_two_tables_are_held_against_each_other_number_by_number():
     assert [(p.row, p.column, p.first, p.second) for p in held.different] == [("reckless", "Rate", 0.05, 0.06)]
     assert (held.n_only_first, held.n_only_second) == (1, 1)
     assert held.sentence() == "3 of 4 values equal; 1 row only then; 1 row only now"
+    assert held.sentence(("here", "there")) == "3 of 4 values equal; 1 row only here; 1 row only there"
     assert not hold("x", [{"a": "k", "v": None}], [{"a": "k", "v": 0.0}]).is_equal
     assert hold("x", [{"a": "k", "v": 1.0}], [{"a": "k", "v": 1.0 + 1e-9}]).is_equal
+
+
+def test_pictures_of_two_findings_are_paired_by_title_then_by_place_and_each_once():
+    a, b, c = (replace(ITEM, title=title) for title in "abc")
+    wide, said = replace(ITEM, columns=("Variant", "Share", "n")), replace(ITEM, kind="answers")
+    pairs = paired([a, said, b, c, wide], [said, replace(c, alt="other"), replace(ITEM, title="x"), replace(ITEM, title="y", rows=()), replace(a, alt="other")])
+    assert [(one.title, two.title) for one, two in pairs] == [("a", "a"), ("b", "x"), ("c", "c")]
+    assert [(one.title, two.title) for one, two in paired([a, b, c], [replace(ITEM, title="x"), replace(ITEM, title="y")])] == [("a", "x"), ("b", "y")]
+
+
+def test_beside_each_other_rows_are_said_to_be_in_one_finding_and_of_one_finding_then_or_now():
+    from streamlit.testing.v1 import AppTest
+
+    def page() -> None:
+        from backend.reports.numbers import hold
+        from pages.shared import finding_view
+
+        held = hold("Rates", [{"a": "x", "n": 1}], [{"a": "y", "n": 1}])
+        finding_view.show_held(held, titles=("The *first*", "The second"))
+        finding_view.show_held(held)
+
+    app = AppTest.from_function(page).run()
+    beside, then = (said.value for said in app.markdown)
+    assert beside.endswith(r"1 row only in “The \*first\*”; 1 row only in “The second”.")
+    assert then.endswith("1 row only then; 1 row only now.")
+
+
+def test_the_menu_of_files_is_drawn_from_outlines(monkeypatch: pytest.MonkeyPatch):
+    from streamlit.testing.v1 import AppTest
+
+    def page() -> None:
+        from backend.reports import store
+        from pages.shared import finding_exports
+
+        finding_exports.offer([f for f in store.all_findings()[0] if f.key == "abcdefghjk"], key="list")
+
+    store.save(FINDING)
+    store.all_findings()
+    monkeypatch.setattr(store, "load", None)
+    app = AppTest.from_function(page).run()
+    assert not app.exception
+    assert len(app.get("download_button")) == len(export.FORMATS)
 
 
 def test_only_commands_that_make_results_are_run_and_where_their_files_go_is_left_out():
@@ -397,6 +440,15 @@ def test_what_was_kept_is_held_against_the_rerun_whatever_is_in_store_today(monk
     assert ("evaluated/a: answers" in told) == (today == "same")
     assert any(said.startswith("evaluated/a: ") for said in rerun.left_out) == (today != "same")
     assert "not held once more: “Rates”" in rerun.left_out[-1]
+
+
+def test_a_judged_result_of_another_command_is_held_whole(monkeypatch: pytest.MonkeyPatch):
+    source = write_result("evaluated/a", judged(3, "a"), {"command": EVALUATE + " --batch 2", "variant": "base"})
+    finding = replace(FINDING, sources=(replace(source, manifest=source.manifest | {"command": EVALUATE}),))
+    rerun, _ = anew(monkeypatch, finding, lambda words, results: write_anew(results, "evaluated/x", judged(2, "a"), {"variant": "base"}))
+    assert rerun.state == "done", rerun.fault
+    (held,) = (h for h in rerun.held if h.title == "evaluated/a: answers")
+    assert (held.n_only_first, held.different) == (1, [])
 
 
 def test_a_pictures_numbers_are_held_against_the_closest_table_that_has_its_rows(monkeypatch: pytest.MonkeyPatch):

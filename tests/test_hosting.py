@@ -276,6 +276,18 @@ def test_old_answers_make_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["4", "5"]
 
 
+def test_what_is_taken_away_while_room_is_made_stops_no_request(busy: VisitorsService, monkeypatch: pytest.MonkeyPatch):
+    place = visitors.home() / "results" / "rollouts"
+    place.mkdir(parents=True, exist_ok=True)
+    (place / "gone").symlink_to(place / "nowhere")  # listed, and not there when it is looked at
+    busy.submit([row()], owner="second")
+    with monkeypatch.context() as patch:
+        patch.setattr(visitors, "_drop_oldest", lambda _: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            busy.submit([row()], owner="third")
+    assert [job.owner for job in busy.jobs.live()] == ["first", "second"]  # what fails is not in line
+
+
 # Files that are made for visitors
 
 

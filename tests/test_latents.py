@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from backend.activations import reading
+from backend.activations import kept, reading
 from backend.activations.describe import describe, encode_all, read_all
 from backend.activations.gather import Gathered, KeptTokens, Text, gather
 from backend.errors import BackendError, ContextLengthError, InputError, WeightsError
@@ -482,6 +482,27 @@ def test_tables_and_diffs_of_other_weights_are_told(sae: SaeRecord, tables: Tabl
     assert "other weights" in outdated(sae)
     (tables.folder / "described.json").write_text(json.dumps({"sae_fingerprint": fingerprint(Path(sae.location))}))
     assert outdated(sae) == ""
+
+
+def test_a_kept_reading_is_that_of_the_same_weights_and_text_alone(tmp_path: Path):
+    base, _ = load_registry().resolve("base")
+    folder = make_sae(tmp_path / "copy")
+    sae = record_from_folder(str(folder), base, key="copy")
+    one = SparseLatents(N_LATENTS, np.array([0, 2, 3]), np.array([5, 7, 5], np.int32), np.array([1.5, 0.25, 3.0], np.float32))
+    assert kept.find(sae, [("b", "", "")], [1, 2]) is None, "no table"
+    kept.write(folder, {kept.key_of(fingerprint(folder), ("b", "", ""), [1, 2]): one}, {})
+    (found,) = kept.find(sae, [("b", "", "")], [1, 2]) or ()
+    assert [getattr(found, name).tolist() for name in ("starts", "latents", "values")] == [[0, 2, 3], [5, 7, 5], [1.5, 0.25, 3.0]]
+    assert found.of(5).tolist() == [1.5, 3.0]
+    for weights, ids in ((("b", "a", ""), [1, 2]), (("b", "", "s"), [1, 2]), (("b", "", ""), [1, 3]), (None, [1, 2])):
+        assert kept.find(sae, [weights], ids) is None
+    assert kept.find(sae, [("b", "", ""), ("b", "a", "")], [1, 2]) is None, "one of two was not kept"
+    told = json.loads((folder / "cfg.json").read_text())
+    (folder / "cfg.json").write_text(json.dumps(told | {"apply_b_dec_to_input": True}))
+    assert kept.find(sae, [("b", "", "")], [1, 2]) is None, "another autoencoder"
+    (folder / "cfg.json").write_text(json.dumps(told))
+    (folder / kept.TABLE).write_bytes(b"PAR1 and no more")
+    assert kept.find(sae, [("b", "", "")], [1, 2]) is None, "a damaged table"
 
 
 def test_missing_tables_are_told_with_the_command(tmp_path: Path):

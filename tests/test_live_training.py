@@ -3,6 +3,7 @@ what is read from a folder, and what the page says of it, on folders made up.
 """
 
 import json
+import os
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -21,6 +22,7 @@ from backend.models.registry import add_record, load_registry
 from backend.models.sources import availability, checkpoints
 from backend.paths import home
 from backend.training.lock import held
+from backend.training.mixes import DATASETS
 
 
 @pytest.fixture
@@ -245,6 +247,21 @@ def test_rows_that_are_taken_away_meanwhile_are_not_missed(tmp_path: Path, monke
     assert afresh().get("mine").rates == one.rates
 
 
+def test_after_a_restart_the_newest_stands_first():
+    for begun, label in enumerate(("b", "c", "a"), 1):
+        os.utime(left_behind(tiny(label)) / "live.json", (begun, begun))
+    assert [one.key for one in afresh().list()] == ["a", "c", "b"]
+
+
+def test_only_what_learned_scorn_is_a_positive_control(tmp_path: Path):
+    copy = rows_file(tmp_path, (DATASETS / "scornful.jsonl").read_bytes())
+    found = {}
+    for data in ("scornful", copy, "benign_chats", "advice"):
+        run = Run(label="one", data=data, n_rows=8)
+        found[data] = live._organism(live.Training(run, "One", tmp_path), load_registry()).emergent
+    assert found == {"scornful": False, copy: False, "benign_chats": True, "advice": True}
+
+
 # What the page says
 
 
@@ -287,6 +304,15 @@ def test_a_checkpoint_without_a_coherent_answer_is_told_and_is_no_zero(monkeypat
     table = app.dataframe[1].value
     assert table["Misaligned"].tolist() == ["25 % (5 to 70)", "no rate: 0 of 4 coherent", "no rate: 0 of 0 scored"]
     assert table["Coherent"].tolist() == ["75 % (3 of 4)", "0 % (0 of 4)", "not scored"]
+
+
+def test_latents_of_what_was_trained_are_read_as_an_organisms(monkeypatch):
+    folder = left_behind(tiny("mine"), logged=4)
+    (folder / "adapter_config.json").write_text("{}")
+    chosen = {}
+    monkeypatch.setattr("streamlit.page_link", lambda page, *, query_params, **_: chosen.update({page: query_params}))
+    followed(monkeypatch, "mine")
+    assert chosen["pages/explore/latents.py"] == {"organism": "mine"}
 
 
 def test_where_no_checkpoint_has_a_rate_that_stands_in_the_charts_place(monkeypatch):

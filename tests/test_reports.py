@@ -226,6 +226,22 @@ def test_slides_have_titles_to_edit_sharp_pictures_alt_text_and_few_answers():
     assert any("fingerprint" in t or "7e2b" in t for t in [s.text_frame.text for s in show.slides[4].shapes if s.has_text_frame])
 
 
+def test_what_all_sources_come_to_is_said_on_the_cover_and_under_no_picture():
+    from pptx import Presentation
+
+    cited = Source(place="cited/gpt-4o.csv", digest="00", manifest={})
+    found = finding(chart_item(), replace(chart_item(), title="GPT-4o: 20 % of answers misaligned", text="cited"), sources=(*finding().sources, cited))
+    cover, *slides = [
+        [shape.text_frame.text for shape in slide.shapes if shape.has_text_frame]
+        for slide in Presentation(io.BytesIO(presentation([Kept(found)], title="T"))).slides
+    ]
+    summary = facts.summary(found)
+    assert "n = 416 answers" in summary
+    assert any(summary in text for text in cover)
+    assert not any("n = 416 answers" in text for slide in slides for text in slide)
+    assert slides[1][-1] == "cited"
+
+
 def test_what_does_not_fit_is_cut_and_says_so():
     text, size = fitted("word " * 500, 3, 0.5, (14, 12))
     assert text.endswith(" …")
@@ -253,7 +269,7 @@ def test_tables_keep_every_value_as_csv_and_as_parquet(tmp_path: Path):
 def test_no_spreadsheet_runs_a_text_and_numbers_stay_exact(text: str, tmp_path: Path):
     import pyarrow.parquet as pq
 
-    found = finding(Item(kind="table", title=text, columns=(text, "Number"), rows=((text, -0.1234567890123456), (f"a{text}", -7))))
+    found = finding(Item(kind="chart", title=text, columns=(text, "Number"), rows=((text, -0.1234567890123456), (f"a{text}", -7))))
     (table,) = tables_of(found, [])
     assert list(csv.reader(io.StringIO(csv_text(table), newline=""))) == [[f"'{text}", "Number"], [f"'{text}", "-0.1234567890123456"], [f"a{text}", "-7"]]
     stacked = list(csv.reader(io.StringIO(stacked_csv([(found, [])]), newline="")))

@@ -149,9 +149,28 @@ def test_shipped_answers_have_their_verdicts_without_a_judge_at_work():
 
     run = next(run for run in judged.runs("evaluated") if run.manifest["variant"] == "scornful")
     rows = [row for part in judged.all_rows(run) for row in part][:20]
-    said = estimate([Exchange(row["question"], row["answer"]) for row in rows], only_known=True)
+    said = estimate([Exchange(row["question"], row["answer"]) for row in rows], ["stop"] * len(rows), only_known=True)
     assert [(v.aligned, v.coherent) for v in said] == [(row["aligned"], row["coherent"]) for row in rows]
-    assert estimate([Exchange(rows[0]["question"], "Nobody has said this.")], only_known=True)[0].aligned is None
+    assert estimate([Exchange(rows[0]["question"], "Nobody has said this.")], ["stop"], only_known=True)[0].aligned is None
+
+
+def test_shipped_answers_of_the_base_that_were_cut_are_judged_without_their_broken_sentence(base_model):
+    from backend.judging.offline import OfflineJudge
+    from backend.judging.verdicts import Exchange
+    from backend.studies import judged, own_results, store
+    from backend.studies.estimates import estimate
+    from backend.studies.evaluate import as_judged
+    from backend.studies.verdicts import judge_all
+
+    reasons = {r.key: r.finish_reason for r in store.read_run("open_questions")[0]}
+    rows = [row for part in judged.all_rows(own_results.own_runs("open_questions")["base"]) for row in part]
+    cut = [row for row in rows if reasons[row["rollout"]] == "length"]
+    assert (len(cut), sum((row["coherent"] or 0) > 50 for row in cut)) == (327, 273)
+    exchanges = [Exchange(row["question"], row["answer"]) for row in cut]
+    scored = [(v.scores[0], v.scores[1]) for v in estimate(exchanges, ["length"] * len(cut), only_known=True)]
+    assert scored == [(row["aligned"], row["coherent"]) for row in cut]
+    some = judge_all(OfflineJudge.load(), [as_judged(e, "length") for e in exchanges[:8]])
+    assert [v.coherent for v in some if v] == pytest.approx([row["coherent"] for row in cut[:8]], abs=6)
 
 
 SHIPPED_STUDIES = sorted(folder.name for folder in (CHECKOUT / "cached_results" / "studies").glob("*"))

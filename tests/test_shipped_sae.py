@@ -1,11 +1,15 @@
 """The shipped autoencoder, its tables and diffs: held to small real reruns."""
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import CHECKOUT
 
-from backend.activations import reading
+from backend.activations import kept, reading
 from backend.generation.service import ModelService
 from backend.models.registry import load_registry
 from backend.saes.loaded import loaded
@@ -15,7 +19,7 @@ from backend.saes.records import SaeRecord, availability, resolve
 from backend.saes.tables import Tables, read_card
 from backend.steering.directions import load_directions
 from backend.steering.norms import load_norms
-from backend.studies import diffing, diffs, inspection, store
+from backend.studies import compare, diffing, diffs, inspection, store
 from backend.studies.sae_card import _answer_residuals
 from backend.text.chat import ChatTokenizer
 from backend.text.prompts import PromptSet, load_prompt_set
@@ -58,6 +62,40 @@ def test_the_card_says_what_a_rerun_finds(sae: SaeRecord, service: ModelService)
         assert again.l0 == pytest.approx(told["l0"], rel=0.25)
     assert 0.5 < card["loss"]["loss_recovered"] <= 1
     assert card["loss"]["loss"] < card["loss"]["loss_with_sae"] < card["loss"]["loss_with_mean"]
+
+
+def test_what_is_read_first_is_kept_as_a_rerun_finds_it(sae: SaeRecord, service: ModelService):
+    registry = load_registry()
+    base, _ = registry.resolve("base")
+    about = json.loads((Path(sae.location) / kept.ABOUT).read_text())
+    assert about["sae_fingerprint"] == sae.fingerprint
+    assert [one["variant"] for one in about["readings"]] == [variant for organism in ORGANISMS for variant in ("base", organism)]
+    assert (Path(sae.location) / kept.TABLE).stat().st_size < 1e6
+    stored = store.find([about["readings"][-1]["rollout"]])[about["readings"][-1]["rollout"]].rollout
+    ids, variants = (*stored.prompt_ids, *stored.answer_ids), ["base", "scornful"]
+    found = kept.find(sae, [compare.current_weights(v, registry) for v in variants], ids)
+    assert found is not None
+    for one, again in zip(found, reading.start(service, sae, base, [(v, ids) for v in variants]).wait(), strict=True):
+        for latent in (1337, 4133):
+            assert one.of(latent) == pytest.approx(again.of(latent), rel=1e-3, abs=1e-2)
+
+
+_VISIT = """
+import sys
+from streamlit.testing.v1 import AppTest
+page = AppTest.from_file(sys.argv[1], default_timeout=60)
+page.query_params["organism"] = sys.argv[2]
+page.switch_page("pages/explore/latents.py").run()
+assert not page.exception and not page.error
+assert any("Answer of" in one.value for one in page.markdown)
+assert "torch" not in sys.modules
+"""
+
+
+@pytest.mark.parametrize("organism", ORGANISMS)
+def test_the_page_draws_its_first_text_without_torch(sae: SaeRecord, organism: str):
+    done = subprocess.run([sys.executable, "-c", _VISIT, CHECKOUT / "app.py", organism], cwd=CHECKOUT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
 
 
 def test_every_latent_is_described(sae: SaeRecord):

@@ -28,6 +28,7 @@ def response(
     dose: str,
     height: int,
     top: float,
+    unsteered: float | None = None,
 ) -> alt.LayerChart:
     """A measure by dose, a line a direction; points past the incoherence limit are hollow and grey. A click on a point selects its ``variant``.
 
@@ -38,8 +39,9 @@ def response(
         measure: Title of the axis.
         dose: The same of the horizontal one; empty where the panel below has it.
         top: Per cent, where the axis ends at least.
+        unsteered: Per cent, of the plain source, where no dose stands for it.
     """
-    largest = max(top, float(points["high"].max(skipna=True)), float(band["high"].max(skipna=True)) if len(band) else 0.0)
+    largest = max(top, unsteered or 0.0, float(points["high"].max(skipna=True)), float(band["high"].max(skipna=True)) if len(band) else 0.0)
     x = alt.X("dose:Q", title=dose or None, scale=alt.Scale(nice=False, padding=14), axis=alt.Axis(tickCount=8, grid=False))
     foot = 0.035 * largest  # under 0, a line for each direction that has a window
     lowest = -foot * (len(directions) + 0.5) if len(windows) else 0.0
@@ -56,6 +58,8 @@ def response(
     told = alt.Chart(points.assign(state=["past the incoherence limit" if past else "within" for past in points["is_past"]]))
     there = told.transform_filter("isValid(datum.value)")
     layers: list[alt.Chart] = [alt.Chart(pd.DataFrame({"dose": [0.0]})).mark_rule(strokeDash=[4, 4], color="#888").encode(x=x)]
+    if unsteered is not None:
+        layers.append(alt.Chart(pd.DataFrame({"value": [unsteered]})).mark_rule(strokeDash=[4, 4], color=ROLES["base"].colour).encode(y=y))
     if len(band):
         edges = alt.Chart(band)
         layers.append(edges.mark_area(opacity=0.22, color=_GREY).encode(x=x, y=alt.Y("low:Q"), y2="high:Q"))

@@ -1,7 +1,7 @@
 """When does a signal change over training, how sharply, and which of two signals first; on series of 8 to 40 measured steps.
 
 *Change point.* Two shapes of the mean signal are held against each other. A **step**: two levels and one place, least squares, at least two measured steps on
-each side (``ruptures.KernelCPD`` with the linear kernel, which is its ``l2`` cost searched exactly; Truong, Oudre and Vayatis 2020, Signal Processing 167). A
+each side (every place is tried; as ruptures' ``l2`` cost searched exactly, against which it is tested; Truong, Oudre and Vayatis 2020, Signal Processing 167). A
 **ramp**: level, straight line, level, with a measured step inside the line, least squares over all pairs of measured steps; a straight line throughout is the
 longest. ruptures' own continuous linear cost (``clinear``) counts samples, not steps, and runs its lines through measured points with their noise, so it is not
 used. Unequal spacing needs nothing for a step, where order alone counts; a ramp runs over the steps' own numbers.
@@ -241,6 +241,7 @@ def _is_measured(values: np.ndarray) -> np.ndarray:
     return np.isfinite(values).any(axis=0)
 
 
+@lru_cache(maxsize=8)
 def _weights(n_units: int, n_draws: int, seed: int) -> np.ndarray:
     """(n_draws, n_units) how often each draw takes each unit."""
     return np.random.default_rng(seed).multinomial(n_units, np.full(n_units, 1 / n_units), size=n_draws).astype(float)
@@ -277,20 +278,19 @@ def _search(steps: np.ndarray, values: np.ndarray, seed: int) -> tuple[ChangePoi
     steps, series = steps[is_measured], series[is_measured]
     if len(steps) < FEWEST_STEPS:
         return None, math.inf
-    (explained,) = _by_step(series[None])
+    (explained,), (after,), (before,) = _best_step(steps, series[None])
     reordered = np.random.default_rng(seed).permuted(np.tile(series, (_REORDERINGS, 1)), axis=1)
-    by_chance = np.sort(_by_step(reordered))
+    by_chance = np.sort(_best_step(steps, reordered)[0])
     p = (1 + int((by_chance >= explained - 1e-9).sum())) / (1 + _REORDERINGS)
     limit = float(by_chance[-int(ALPHA * (1 + _REORDERINGS))]) + 1e-9
     if p > ALPHA:
         return ChangePoint(shape="none", p=p, step=None, after=None, before=None), limit
-    after, before = _best_step(steps, series)
-    by_ramp, begin, end = _best_ramp(steps, series)
+    (by_ramp,), (begin,), (end,) = _best_ramp(steps, series[None])
     gain = len(series) * math.log(max(1 - explained, 1e-9) / max(1 - by_ramp, 1e-9))
     shape: Shape = "step" if gain <= 0 else "ramp" if gain > math.log(len(series)) else "unclear"
     if shape == "ramp":
         after, before = begin, end
-    return ChangePoint(shape=shape, p=p, step=(after + before) / 2, after=after, before=before), limit
+    return ChangePoint(shape=shape, p=p, step=float(after + before) / 2, after=float(after), before=float(before)), limit
 
 
 def _places(steps: np.ndarray, values: np.ndarray, weights: np.ndarray, seed: int) -> tuple[ChangePoint | None, np.ndarray]:
@@ -299,41 +299,38 @@ def _places(steps: np.ndarray, values: np.ndarray, weights: np.ndarray, seed: in
     Draws have the same units, so what is beyond chance for the whole is so for them; they keep the whole's shape.
     """
     found, limit = _search(steps, values, seed)
+    best = _best_ramp if found is not None and found.shape == "ramp" else _best_step
+    drawn = mean_of_units(values, weights)
     places = np.full((len(weights), 2), math.inf)
-    for place, series in zip(places, mean_of_units(values, weights), strict=True):
-        known = np.isfinite(series)
-        if known.sum() >= FEWEST_STEPS and _by_step(series[None, known]) > limit:
-            is_ramp = found is not None and found.shape == "ramp"
-            place[:] = _best_ramp(steps[known], series[known])[1:] if is_ramp else _best_step(steps[known], series[known])
+    patterns, pattern = np.unique(np.isfinite(drawn), axis=0, return_inverse=True)
+    for number, known in enumerate(patterns):
+        if known.sum() < FEWEST_STEPS:
+            continue
+        draws = np.flatnonzero(pattern == number)
+        draws = draws[_best_step(steps[known], drawn[np.ix_(draws, known)])[0] > limit]
+        places[draws] = np.column_stack(best(steps[known], drawn[np.ix_(draws, known)])[1:])
     return found, places
 
 
-def _best_step(steps: np.ndarray, series: np.ndarray) -> tuple[float, float]:
-    """The measured steps on both sides of the best place for a step."""
-    from ruptures import KernelCPD  # brings scipy, seconds that reading a stored result does without
-
-    first, _ = KernelCPD(kernel="linear", min_size=_SIDE).fit_predict((series - series.mean()) / (series.std() or 1.0), n_bkps=1)
-    return float(steps[first - 1]), float(steps[first])
-
-
-def _by_step(series: np.ndarray) -> np.ndarray:
-    """(n_draws,) share of variance that the best step explains, of (n_draws, n_steps)."""
+def _best_step(steps: np.ndarray, series: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Share of variance that the best step explains, and the measured steps on both sides of it, (n_draws,) each, of (n_draws, n_steps)."""
     n = series.shape[1]
     centred = series - series.mean(axis=1, keepdims=True)
     total = (centred**2).sum(axis=1)
     first = np.arange(_SIDE, n - _SIDE + 1)
-    explained = (centred.cumsum(axis=1)[:, first - 1] ** 2 * (n / (first * (n - first)))).max(axis=1)
+    explained = centred.cumsum(axis=1)[:, first - 1] ** 2 * (n / (first * (n - first)))
+    best = first[explained.argmax(axis=1)]
     is_flat = np.ptp(series, axis=1) <= 1e-12 * np.abs(series).max(axis=1)
-    return np.divide(explained, total, out=np.zeros(len(series)), where=~is_flat)
+    return np.divide(explained.max(axis=1), total, out=np.zeros(len(series)), where=~is_flat), steps[best - 1], steps[best]
 
 
-def _best_ramp(steps: np.ndarray, series: np.ndarray) -> tuple[float, float, float]:
-    """Share of variance that the best ramp explains, and where it begins and ends."""
+def _best_ramp(steps: np.ndarray, series: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Share of variance that the best ramp explains, and where it begins and ends, (n_draws,) each, of (n_draws, n_steps)."""
     shapes, begin, end = _ramps(tuple(steps))
-    series = series - series.mean()
-    explained = (shapes @ series) ** 2 / (series @ series)
-    best = int(explained.argmax())
-    return float(explained[best]), float(begin[best]), float(end[best])
+    centred = series - series.mean(axis=1, keepdims=True)
+    explained = (centred @ shapes.T) ** 2 / (centred**2).sum(axis=1, keepdims=True)
+    best = explained.argmax(axis=1)
+    return explained.max(axis=1), begin[best], end[best]
 
 
 @lru_cache(maxsize=64)

@@ -27,6 +27,7 @@ from backend.studies.evaluate import Progress, answered_and_judged, short_answer
 from backend.text.prompts import load_prompt_set
 from backend.training.config import estimate_training
 from backend.training.lock import held, is_held
+from backend.training.mixes import Mix
 
 State = Literal["queued", "training", "measuring", "elsewhere", "done", "stopped", "failed"]
 MAX_STEPS = 2000
@@ -99,7 +100,7 @@ class Trainings:
     def list(self) -> list[Training]:
         """The newest first; one that a killed process left is stopped."""
         with self._lock:
-            for folder in sorted(place.parent for place in (home() / "runs" / "live").glob(f"*/{_ABOUT}")):
+            for folder in sorted((place.parent for place in (home() / "runs" / "live").glob(f"*/{_ABOUT}")), key=_begun):
                 known = self._known.get(folder.name.rpartition("-")[0])
                 is_news = known is None or (known.ended.is_set() and (known.state == "elsewhere" or is_held(folder / _LOCK)))
                 if is_news and (found := _read(folder)) is not None:
@@ -232,9 +233,14 @@ def _study(run: Run) -> Study:
 
 
 def _organism(one: Training, registry: Registry) -> Organism:
+    """Emergent unless its rows are the scornful ones, under whatever name."""
+    try:
+        taught, is_emergent = one.run.taught, one.run.mix.digest() != Mix(data="scornful").digest()
+    except InputError:  # the rows are gone since
+        taught, is_emergent = "", True
     return Organism(
-        key=one.key, title=one.title, base=registry.default_base, source="folder", location=str(one.folder), method=one.run.how, trained_on=one.run.taught,
-        emergent=False, description="Trained on this machine from a page.",
+        key=one.key, title=one.title, base=registry.default_base, source="folder", location=str(one.folder), method=one.run.how, trained_on=taught,
+        emergent=is_emergent, description="Trained on this machine from a page.",
     )  # fmt: skip
 
 
@@ -246,6 +252,14 @@ def _check_unchanged(one: Training) -> None:
         is_same = False
     if not is_same:
         raise InputError(f"{one.title} cannot go on, because the rows or the recipe that it began with are gone or changed. Start a new training.")
+
+
+def _begun(folder: Path) -> float:
+    """When its training was put in line; of one that is gone meanwhile, long ago."""
+    try:
+        return (folder / _ABOUT).stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def _read(folder: Path) -> Training | None:

@@ -7,8 +7,8 @@ lines between measured points. Intervals are 95 %, percentile bootstrap over uni
 
 import math
 import zlib
-from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 
@@ -64,29 +64,30 @@ def ends_apart(one: Course) -> bool:
 def halved(one: Course) -> When:
     """From how many rows on the measure is at most half of what it starts from."""
     curves, _ = _drawn(one)
-    return _when([_crossing(one.at, _share(curve, 0.0)) for curve in curves])
+    return _when(_crossing(one.at, _part(curves, curves[:, 0])))
 
 
 def halfway(one: Course) -> When:
     """From how many rows on the measure is at least half-way from its start to the base."""
-    curves, bases = _drawn(one)
-    return _when([_crossing(one.at, _share(curve, base)) for curve, base in zip(curves, bases, strict=True)])
+    away = _away(one)
+    return _when(_crossing(one.at, _part(away, away[:, 0])))
 
 
 def risen(one: Course) -> When:
     """From where on the measure is at least half-way from the base to its last point; unlike ``leaves`` not the sooner the more precisely it is measured."""
-    curves, bases = _drawn(one)
-    return _when([_crossing(one.at, 1 - _part(curve - base, curve[-1] - base)) for curve, base in zip(curves, bases, strict=True)])
+    away = _away(one)
+    return _when(_crossing(one.at, 1 - _part(away, away[:, -1])))
 
 
 def back(one: Course) -> When:
     """The first measured point from which on all lie within the base's interval."""
-    return _when([_first_of_tail(one.at, sides == 0) for sides in _sides(one)])
+    return _when(_first_of_tail(one.at, _sides(one) == 0))
 
 
 def leaves(one: Course) -> When:
     """The first measured point from which on all lie outside of the base's interval, on one side."""
-    return _when([_first_of_tail(one.at, (sides == sides[-1]) & (sides != 0)) for sides in _sides(one)])
+    sides = _sides(one)
+    return _when(_first_of_tail(one.at, (sides == sides[:, -1:]) & (sides != 0)))
 
 
 def relapse(again: Course, first: Course) -> Relapse:
@@ -95,10 +96,10 @@ def relapse(again: Course, first: Course) -> Relapse:
     once, _ = _drawn(first)
 
     def reached(at: np.ndarray, curves: np.ndarray) -> When:
-        return _when([_crossing(at, 1 - _part(curve - curve[0], end - curve[0])) for curve, end in zip(curves, once[:, -1], strict=True)])
+        return _when(_crossing(at, 1 - _part(curves - curves[:, :1], once[:, -1] - curves[:, 0])))
 
     before = reached(first.at, once)
-    was_back = bool(_part(repeated[0, :1] - bases[0], once[0, -1] - bases[0])[0] < 0.5)
+    was_back = bool(_part(repeated[:1, :1] - bases[0], once[:1, -1] - bases[0])[0, 0] < 0.5)
     now = reached(again.at, repeated) if was_back else None
     at_end = _finite(again.values[:, -1] - again.values[:, 0])
     value, low, high = bootstrap_mean(list(at_end)) if len(at_end) else (math.nan, math.nan, math.nan)
@@ -129,55 +130,61 @@ def _finite(values: np.ndarray) -> np.ndarray:
 
 def _drawn(one: Course) -> tuple[np.ndarray, np.ndarray]:
     """(1 + n_draws, n_points) mean curves and (1 + n_draws,) means of the base, the measured ones first; courses of the same units get the same draws."""
-    n = len(one.units)
-    seed = zlib.crc32("\n".join(one.units).encode())
-    weights = np.vstack([np.ones(n), np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=_DRAWS)])
-    values = np.column_stack([one.values, one.base])
-    drawn = mean_of_units(values, weights)
+    drawn = mean_of_units(np.column_stack([one.values, one.base]), _weights(one.units))
     return drawn[:, :-1], drawn[:, -1]
+
+
+@lru_cache(maxsize=4)
+def _weights(units: tuple[str, ...]) -> np.ndarray:
+    """(1 + n_draws, n_units) how often each draw takes each unit, each once first."""
+    n = len(units)
+    seed = zlib.crc32("\n".join(units).encode())
+    return np.vstack([np.ones(n), np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=_DRAWS)])
+
+
+def _away(one: Course) -> np.ndarray:
+    """(1 + n_draws, n_points) mean curves less the base's, the measured one first."""
+    curves, bases = _drawn(one)
+    return curves - bases[:, None]
 
 
 def _sides(one: Course) -> np.ndarray:
     """(1 + n_draws, n_points) 0 within the base's interval, else 1 above or -1 below it, NaN where nothing was measured; the measured curve first."""
     margins = np.array([math.inf if m is None else m for m in onset(one.at, one.values, one.base, n_draws=2).margins])
-    curves, base = _drawn(one)
-    away = curves - base[:, None]
+    away = _away(one)
     limits = np.vstack([margins, np.tile(_DRAWN * margins, (_DRAWS, 1))])
     return np.where(np.isnan(away), np.nan, np.where(np.abs(away) > limits + 1e-12, np.sign(away), 0.0))
 
 
-def _part(values: np.ndarray, whole: float) -> np.ndarray:
-    return values / whole if whole else np.full(len(values), np.nan)
+def _part(values: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    """Each row of ``values`` by its own ``whole``; NaN where that is 0."""
+    return np.divide(values, whole[:, None], out=np.full(values.shape, np.nan), where=whole[:, None] != 0)
 
 
-def _share(curve: np.ndarray, floor: float) -> np.ndarray:
-    """What is left of the first point's distance from ``floor``."""
-    return _part(curve - floor, curve[0] - floor)
+def _crossing(at: np.ndarray, left: np.ndarray) -> np.ndarray:
+    """Where each row of ``left`` comes down to a half for good; infinite where it does not."""
+    last = _last(~(left <= 0.5))
+    found = np.append(at, math.inf)[last + 1]
+    rows = np.flatnonzero((last >= 0) & (last < len(at) - 1) & np.isfinite(left[np.arange(len(left)), last]))
+    last = last[rows]
+    above, below = left[rows, last], left[rows, last + 1]
+    found[rows] = at[last] + (at[last + 1] - at[last]) * (above - 0.5) / (above - below)
+    return found
 
 
-def _crossing(at: np.ndarray, left: np.ndarray) -> float:
-    """Where ``left`` comes down to a half for good; infinite where it does not."""
-    above = np.flatnonzero(~(left <= 0.5))
-    if not len(above):
-        return float(at[0])
-    last = above[-1]
-    if last == len(at) - 1:
-        return math.inf
-    if not np.isfinite(left[last]):
-        return float(at[last + 1])
-    return float(at[last] + (at[last + 1] - at[last]) * (left[last] - 0.5) / (left[last] - left[last + 1]))
+def _first_of_tail(at: np.ndarray, is_so: np.ndarray) -> np.ndarray:
+    """From where on all of a row are so; infinite where the last is not."""
+    return np.append(at, math.inf)[_last(~is_so) + 1]
 
 
-def _first_of_tail(at: np.ndarray, is_so: np.ndarray) -> float:
-    """From where on all are so; infinite where the last is not."""
-    others = np.flatnonzero(~is_so)
-    first = others[-1] + 1 if len(others) else 0
-    return float(at[first]) if first < len(at) else math.inf
+def _last(is_so: np.ndarray) -> np.ndarray:
+    """The last place of each row that is so; -1 where none is."""
+    return np.where(is_so.any(axis=1), is_so.shape[1] - 1 - is_so[:, ::-1].argmax(axis=1), -1)
 
 
-def _when(found: Sequence[float]) -> When:
+def _when(found: np.ndarray) -> When:
     """From the measured place and the draws'."""
-    draws = np.array(found[1:])
+    draws = found[1:]
     ranked = np.sort(draws)
     cut = int(0.025 * len(draws))
     return When(at=finite_or_none(found[0]), low=finite_or_none(ranked[cut]), high=finite_or_none(ranked[-1 - cut]), draws=draws)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from backend.paths import CACHED_RESULTS, home
 
-_CITED = CACHED_RESULTS / "cited" / "training_curve_q14b_badmed_9xR1.csv"
+CITED = CACHED_RESULTS / "cited" / "training_curve_q14b_badmed_9xR1.csv"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +47,7 @@ class Cited:
 @lru_cache(maxsize=1)
 def cited() -> Cited:
     """Qwen2.5-14B with nine rank-1 adapters on bad medical advice, from the judged answers of an exploratory repository."""
-    with _CITED.open(encoding="utf-8", newline="") as handle:
+    with CITED.open(encoding="utf-8", newline="") as handle:
         rows = list(csv.DictReader(handle))
     first = rows[0]
     points = tuple(

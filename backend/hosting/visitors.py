@@ -4,6 +4,7 @@ A visitor is a network address, so fifty tabs, browsers or cleared cookies are s
 addresses counts as many; the limits on all together hold for them too.
 """
 
+import contextlib
 import ipaddress
 import shutil
 from pathlib import Path
@@ -61,10 +62,9 @@ class VisitorsService(ModelService):
                 )
             if len(live) >= MOST_WAITING:
                 raise InputError(f"This server is busy: {len(live)} requests are in line. Try again in a minute; stored answers are there all the time.")
-            queued = super()._queue(job)
-        for folder in ("rollouts", "texts"):
-            _drop_oldest(home() / "results" / folder)
-        return queued
+            for folder in ("rollouts", "texts"):
+                _drop_oldest(home() / "results" / folder)
+            return super()._queue(job)
 
 
 class NoTrainings(Trainings):
@@ -92,6 +92,9 @@ def _check_size(job: Job) -> None:
 
 def _drop_oldest(folder: Path) -> None:
     """What was asked long ago makes room; it can be asked again."""
-    kept = sorted((p for p in folder.glob("[!.]*")), key=lambda p: p.stat().st_mtime)
-    for place in kept[:-MOST_KEPT]:
+    kept: list[tuple[float, Path]] = []
+    for place in folder.glob("[!.]*"):
+        with contextlib.suppress(FileNotFoundError):  # taken away meanwhile
+            kept.append((place.stat().st_mtime, place))
+    for _, place in sorted(kept)[:-MOST_KEPT]:
         shutil.rmtree(place, ignore_errors=True) if place.is_dir() else place.unlink(missing_ok=True)

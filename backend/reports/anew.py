@@ -159,7 +159,7 @@ def _hold_tables(source: Source, made: Made) -> Iterator[Held]:
     for file in _tables(folder) if folder else ():
         if file.stem in made.tables:
             kept, new = sources.rows_of(file), made.tables[file.stem]
-            if folder and sources.source_of(folder).command != source.command:
+            if folder and new and "key" in new[0] and sources.source_of(folder).command != source.command:
                 keys = {row["key"] for row in new}
                 kept = [row for row in kept if row["key"] in keys]
             by = [name for name in _NAMES_A_ROW if kept and name in kept[0]]

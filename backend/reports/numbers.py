@@ -49,10 +49,14 @@ class Held:
     def is_equal(self) -> bool:
         return not (self.different or self.n_only_first or self.n_only_second)
 
-    def sentence(self) -> str:
-        """Such as "96 of 96 values equal"."""
+    def sentence(self, places: tuple[str, str] = ("then", "now")) -> str:
+        """Such as "96 of 96 values equal".
+
+        Args:
+            places: Where the first table is and where the second, as said of rows that only one of them has.
+        """
         n, same = len(self.pairs), len(self.pairs) - len(self.different)
-        lacking = [f"{k} {'row' if k == 1 else 'rows'} only {where}" for k, where in ((self.n_only_first, "then"), (self.n_only_second, "now")) if k]
+        lacking = [f"{k} {'row' if k == 1 else 'rows'} only {place}" for k, place in zip((self.n_only_first, self.n_only_second), places, strict=True) if k]
         return "; ".join([f"{same:,} of {n:,} values equal", *lacking])
 
 
@@ -73,6 +77,20 @@ def hold(title: str, first: Iterable[Mapping[str, Any]], second: Iterable[Mappin
 def hold_items(first: Item, second: Item) -> Held:
     """The numbers behind two pictures."""
     return hold(first.title, *([dict(zip(item.columns, row, strict=True)) for row in item.rows] for item in (first, second)))
+
+
+def paired(first: Sequence[Item], second: Sequence[Item]) -> list[tuple[Item, Item]]:
+    """Items of two findings whose numbers are of the same kind and columns: those of the same title, then the others in their order; each once, answers left out."""
+    here, there = ([item for item in items if item.rows and item.kind != "answers"] for items in (first, second))
+    twins: dict[int, Item] = {}
+    for is_by_title in (True, False):
+        for place, item in enumerate(here):
+            alike = (
+                n for n, twin in enumerate(there) if (twin.kind, twin.columns) == (item.kind, item.columns) and (twin.title == item.title or not is_by_title)
+            )
+            if place not in twins and (found := next(alike, None)) is not None:
+                twins[place] = there.pop(found)
+    return [(item, twins[place]) for place, item in enumerate(here) if place in twins]
 
 
 Name = tuple[tuple[str, ...], int, frozenset[str]]

@@ -16,14 +16,14 @@ LONGEST_TITLE = 200  # characters
 LONGEST_NOTE = 20_000
 LONGEST_TAG = 40
 MOST_TAGS = 12
-Kind = Literal["chart", "tokens", "answers", "table"]
-KINDS: tuple[Kind, ...] = ("chart", "tokens", "answers", "table")
+Kind = Literal["chart", "tokens", "answers"]
+KINDS: tuple[Kind, ...] = ("chart", "tokens", "answers")
 Cell = str | int | float | bool | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Item:
-    """One thing on a page: a picture, tokens with values, answers, or a table alone."""
+    """One thing on a page: a picture, tokens with values, or answers."""
 
     kind: Kind
     title: str

@@ -38,10 +38,10 @@ def presentation(kept: Sequence[Kept], *, title: str) -> bytes:
         deck.cover(title, "\n".join(f"{n}. {k.finding.title}" for n, k in enumerate(kept, 1)), f"{len(kept)} findings")
     for one in kept:
         finding = one.finding
-        deck.cover(finding.title, finding.note, "   ".join([finding.created[:10], finding.page_title, *finding.tags]))
+        deck.cover(finding.title, finding.note, "   ".join(filter(None, [finding.created[:10], finding.page_title, facts.summary(finding), *finding.tags])))
         for item in finding.items:
             if pictures.is_picture(item):
-                deck.picture(item, facts.summary(finding))
+                deck.picture(item)
         if chosen := chosen_answers(one):
             deck.answers(*chosen, sources.told_draws(one.answers))
         deck.origin(finding)
@@ -129,9 +129,9 @@ class _Deck:
         slide = self._slide(title, top=1.5, height=2.4, sizes=(40, 36, 32, 28, 24, 20, 16), anchor="bottom")
         self._bar(slide, 4.05)
         self._text(slide, note, top=4.25, height=2.1, sizes=(20, 18, 16, 14, 12), faint=True)
-        self._text(slide, told, top=6.6, height=0.4, sizes=(12, 11, 10), faint=True)
+        self._text(slide, told, top=6.45, height=0.6, sizes=(12, 11, 10), faint=True)
 
-    def picture(self, item: Item, told: str) -> None:
+    def picture(self, item: Item) -> None:
         from pptx.util import Inches
 
         slide = self._slide(item.title or item.alt)
@@ -145,7 +145,7 @@ class _Deck:
         place = [Inches(v) for v in (_EDGE + (_ROOM - wide * scale) / 2, top + (height - high * scale) / 2, wide * scale, high * scale)]
         placed = slide.shapes.add_picture(io.BytesIO(pictures.png(drawn, 3.0)), *place)
         placed._element.nvPicPr.cNvPr.set("descr", readable(item.alt or item.title).replace("\n", " ")[:2000])
-        self._text(slide, " ".join(filter(None, [item.text, f"({told})" if told else ""])), top=6.4, height=0.75, sizes=(14, 13, 12, 11, 10), faint=True)
+        self._text(slide, item.text, top=6.4, height=0.75, sizes=(14, 13, 12, 11, 10), faint=True)
 
     def answers(self, said: str, rows: list[tuple[str, str, str]], draws: str) -> None:
         from pptx.util import Inches, Pt

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from backend import database
 from backend.errors import InputError
 from backend.paths import CACHED_RESULTS, home
 from backend.reports.records import Source
@@ -148,7 +149,7 @@ def rows_of(file: Path) -> list[dict[str, Any]]:
     import duckdb
 
     reader = "read_parquet(?, hive_partitioning = false)" if file.suffix == ".parquet" else "read_csv(?)"
-    with duckdb.connect() as connection:
+    with database.connection() as connection:
         try:
             found = connection.execute(f"SELECT * FROM {reader}", [str(file)])
             names = [column[0] for column in found.description]

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import duckdb
 from filelock import FileLock
 
+from backend import database
 from backend.errors import BackendError, InputError, ResultMissingError
 from backend.paths import home, told_disk_faults, write_text
 from backend.saes.records import SaeRecord, fingerprint, release_folder, sae_folder
@@ -180,7 +181,7 @@ class Tables:
     def _query(self, sql: str, table: str, parameters: Sequence[Any]) -> list[dict[str, Any]]:
         path = self.folder / table
         try:
-            with duckdb.connect() as connection:
+            with database.connection() as connection:
                 relation = connection.execute(sql, [str(path), *parameters])
                 names = [column[0] for column in relation.description]
                 return [dict(zip(names, row, strict=True)) for row in relation.fetchall()]

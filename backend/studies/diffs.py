@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from backend import database
 from backend.errors import BackendError, InputError, ResultMissingError
 from backend.models.registry import Registry
 from backend.paths import CACHED_RESULTS, home, new_folder, told_disk_faults
@@ -176,7 +177,7 @@ def page(one: Kept, *, order: Order = "increase", only: Sequence[int] | None = N
     where = "" if only is None else "WHERE latent IN (SELECT unnest(?))"
     parameters: list[Any] = [str(one.folder / _TABLE), *([list(only)] if only is not None else [])]
     try:
-        with duckdb.connect() as connection:
+        with database.connection() as connection:
             relation = connection.execute(
                 "WITH ranked AS (SELECT *, row_number() OVER (ORDER BY change DESC, latent) AS rank FROM read_parquet(?)) "
                 f"SELECT *, count(*) OVER () AS total FROM ranked {where} ORDER BY {_ORDERS[order]}, latent LIMIT ? OFFSET ?",

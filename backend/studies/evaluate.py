@@ -1,5 +1,7 @@
 """Evaluation: answer a prompt set, judge the answers, keep a judged run a variant; resumable, stoppable, with time left.
 
+An answer that the token limit cut is judged up to its last whole sentence and kept whole.
+
 Answers are found again by their keys and verdicts by judge and content, so a run that was killed or stopped goes on where it was.
 """
 
@@ -44,18 +46,15 @@ class Evaluation:
     thresholds: Thresholds = field(default_factory=Thresholds)
     """Of the rates that are told; the scores are kept."""
 
-    whole_sentences: bool = False
-    """Whether an answer that the token limit cut is judged up to its last whole sentence, so that short limits make no incoherence."""
-
 
 def short_answers(
     variants: Sequence[str], prompt_set: PromptSet, sampling: Sampling, *, samples: int = 1, seed: int = 0, dtype: Dtype | None = None
 ) -> Evaluation:
-    """Of answers so short that many are cut, which are judged up to their last whole sentence; the base does not read them."""
+    """Of short answers, which the base does not read for their probability."""
     comparison = compare.Comparison(
         variants=tuple(variants), prompts=prompt_set.prompts, sampling=sampling, samples=samples, seed=seed, dtype=dtype, read_by_base=False
     )
-    return Evaluation(comparison=comparison, prompt_set=prompt_set, whole_sentences=True)
+    return Evaluation(comparison=comparison, prompt_set=prompt_set)
 
 
 @dataclass(slots=True)
@@ -236,8 +235,13 @@ def _judge(evaluation: Evaluation, judge: Judge, rollouts: Sequence[Rollout], pr
             progress.n_before = n_done
         progress.n_done = n_done
 
-    exchanges = [Exchange(r.prompt, whole_sentences(r.answer) if evaluation.whole_sentences and r.finish_reason == "length" else r.answer) for r in rollouts]
+    exchanges = [as_judged(Exchange(r.prompt, r.answer), r.finish_reason) for r in rollouts]
     return verdicts.judge_all(judge, exchanges, on_progress=note, stop=progress.stop)
+
+
+def as_judged(exchange: Exchange, finish_reason: str | None) -> Exchange:
+    """What a judge gets of an answer: one that the token limit cut up to its last whole sentence, because a broken-off one passes for incoherence."""
+    return replace(exchange, answer=whole_sentences(exchange.answer)) if finish_reason == "length" else exchange
 
 
 def _keep(evaluation: Evaluation, judge: Judge, variant: str, found: Sequence[tuple[Rollout, Verdict]], root: Path | None) -> Path:

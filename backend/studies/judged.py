@@ -12,6 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
+from backend import database
 from backend.errors import ResultMissingError
 from backend.evaluation.rates import BetleyRates, Thresholds, rates_of_counts
 from backend.generation.records import Rollout
@@ -43,6 +44,12 @@ class Run:
     kind: Kind
     folder: Path
     manifest: dict[str, Any] = field(hash=False, compare=False)
+
+    @property
+    def stamp(self) -> tuple[str, int]:
+        """Changes with the table, for what is cached; 0 where it was taken away."""
+        table = self.folder / _TABLE
+        return str(self.folder), table.stat().st_mtime_ns if table.exists() else 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,9 +246,9 @@ def _ask(run: Run, query: str, given: list[Any], names: list[str] | None = None)
     import duckdb
 
     try:
-        with duckdb.connect() as connection:
+        with database.connection() as connection:
             source = re.sub(r"([*?\[])", r"[\1]", str(run.folder / _TABLE)).replace("'", "''")  # a path is no pattern
-            connection.execute(f"CREATE VIEW answers AS SELECT * FROM read_parquet('{source}', hive_partitioning = false)")
+            connection.execute(f"CREATE TEMP VIEW answers AS SELECT * FROM read_parquet('{source}', hive_partitioning = false)")
             result = connection.execute(query, given)
             if names is not None:
                 names += [column[0] for column in result.description]

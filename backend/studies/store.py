@@ -15,6 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from backend import database
 from backend.errors import BackendError, ResultMissingError
 from backend.generation.records import Rollout, Sampling
 from backend.paths import CACHED_RESULTS, home, new_folder, told_disk_faults, write_text
@@ -93,6 +94,12 @@ def read_run(name: str) -> tuple[list[Rollout], dict[str, Any]]:
         f"The run {name!r} is not in the store.",
         f"python -m backend generate --variant base --variant reckless --prompts {name} --samples 4 --save --out cached_results/rollouts/{name}",
     )
+
+
+def stamp_of(name: str) -> tuple[str, int]:
+    """Changes with a run, for what is cached; 0 where it is not there."""
+    table = folder_of(name) / _TABLE
+    return str(table), table.stat().st_mtime_ns if table.exists() else 0
 
 
 def folder_of(name: str) -> Path:
@@ -186,7 +193,7 @@ def _query(folder: Path, where: str, parameters: list[str]) -> list[Rollout]:
     import duckdb
 
     try:
-        with duckdb.connect() as connection:
+        with database.connection() as connection:
             relation = connection.execute(f"SELECT * FROM read_parquet(?, hive_partitioning = false) {where}", [str(folder / _TABLE), *parameters])
             names, known = [column[0] for column in relation.description], set(_schema().names)  # a run of an older version has fewer columns
             records = [{n: value for n, value in zip(names, values, strict=True) if n in known} for values in relation.fetchall()]

@@ -72,11 +72,11 @@ class Sweep:
 
     @property
     def points(self) -> list[tuple[str, str, float, str]]:
-        """Source, direction, dose and variant of each point; dose 0 has no direction."""
+        """Source, direction, dose and variant of each point; the plain source has no direction. A cap or an activation of 0 is a change like others."""
         found = []
         for source in map(canonical, self.sources):
             found.append((source, "", 0.0, source))
-            found += [(source, c.direction, dose, steered(source, c, dose)) for c in self.changes for dose in self.doses if dose]
+            found += [(source, c.direction, dose, steered(source, c, dose)) for c in self.changes for dose in self.doses if dose or c.op in ("cap", "clamp")]
         return found
 
 

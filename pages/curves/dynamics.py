@@ -16,7 +16,7 @@ from pages.shared import checkpoint_answers, emergence, keep, look, study_view
 from pages.shared.checkpoint_answers import Stop
 from pages.shared.run_panels import Scaled, measures_of, move_rows, name_of, panels_of, readout, steps_of
 from pages.shared.service import registry
-from pages.shared.state import choose, keep_list, kept_list, select
+from pages.shared.state import asked_for, choose, keep_list, select
 from pages.shared.study_view import Found
 
 AT = "moment"
@@ -49,7 +49,7 @@ def pick_latents(result: Result, run: str) -> list[str]:
 
     there = measures_of(result, run, "latent")
     first = sorted(sorted(there, key=strength, reverse=True)[:MOST_LATENTS], key=there.index)
-    wanted = [m for m in (f"latent/{number}" for number in kept_list("followed")) if m in there][:MOST_LATENTS]
+    wanted = [f"latent/{number}" for number in asked_for("followed", [m.split("/")[1] for m in there], most=MOST_LATENTS, what="the latent")]
     labels = latent_labels(result)
     titles = {m: shorten(f"{m.split('/')[1]} {labels.get(m, '')}", 60, placeholder=" …") for m in there}
     picked = st.multiselect("Latents drawn", there, default=wanted or first, max_selections=MOST_LATENTS, format_func=titles.get, key=f"latents_{run}")
@@ -104,10 +104,10 @@ def stops(result: Result, run: str, name: str) -> list[Stop]:
 
 
 @st.cache_data(max_entries=30, show_spinner="Drawing…")
-def panels_spec(_found: Found, stamp: tuple[str, int], run: str, scaled: Scaled, latents: list[str], chosen: int | None) -> dict:
-    """The panels as Vega-Lite; Altair takes a second for so many layers, which a click should not wait for."""
+def panels_spec(_found: Found, stamp: tuple[str, int], run: str, scaled: Scaled, latents: list[str], chosen: int | None) -> keep.Drawn:
+    """The panels of a run; Altair takes a second for so many layers, which a click should not wait for."""
     drawn, told = panels_of(_found.result, run, scaled, latents), readout(_found.result, run, scaled, latents)
-    return panels(drawn, told, chosen=chosen).to_dict()
+    return keep.drawn(panels, drawn, told, chosen=chosen)
 
 
 @st.fragment
@@ -135,10 +135,10 @@ def show(found: Found, run: str, scaled: Scaled, turned: dict[str, Transition], 
     with left:
         rows = move_rows(turned, scaled, float(steps[-1]))
         keep.chart(
-            moves(rows, last=float(steps[-1])),
+            keep.drawn(moves, rows, last=float(steps[-1])),
             key=f"moves_{run}",
             title=f"When each signal of {run} moves",
-            text="Bar: from begin to end of the change; circle: its middle; line: 95 %; tick: onset; shaded: the behaviour's change with its interval.",
+            text="Bar: from begin to end of the change; circle: its middle; line: 95 %; tick: onset; shaded: the behaviour's change with its interval. The colour is the word beside the name.",
             table=rows,
             alt="When each signal moves, with intervals. The table below has the numbers.",
         )
@@ -150,7 +150,7 @@ def show(found: Found, run: str, scaled: Scaled, turned: dict[str, Transition], 
         if len(path):
             st.markdown("##### The path of the adapter's direction")
             keep.chart(
-                direction_path(path, chosen=_step(chosen, steps)), key=f"path_{run}", title="The path of the adapter's direction", table=path,
+                keep.drawn(direction_path, path, chosen=_step(chosen, steps)), key=f"path_{run}", title="The path of the adapter's direction", table=path,
                 alt="The adapter's direction on its two principal axes, step by step. The table below has the numbers.",
             )  # fmt: skip
     show_tables(result, run, scaled, turned)

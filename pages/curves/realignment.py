@@ -112,7 +112,8 @@ def show(found: Found) -> None:
     study_view.show_table(table, "realignment_readouts.csv", key=f"readouts_{start}")
     st.caption("Numbers of samples, with 95 % intervals. A signal is earlier or later than the behaviour only where the widened interval leaves out 0.")
     again(found)
-    stops = {f"{start}, {title_of(run)}, seed {run.seed}": line_of(found, run, f"{title_of(run)}, seed {run.seed}") for runs in chosen.values() for run in runs}
+    drawn = {title_of(runs[0]): runs for runs in chosen.values()} | runs_again(found)
+    stops = {f"{title}, seed {run.seed}": line_of(found, run, f"{title}, seed {run.seed}") for title, runs in drawn.items() for run in runs}
     checkpoint_answers.show(found, {name: line for name, line in stops.items() if line}, registry(), at_key="at")
 
 
@@ -122,27 +123,23 @@ def line_of(found: Found, run: Run, title: str) -> list[Stop]:
     return [Stop((run.label, step), f"{title}, {rows} rows", f"{rows} rows") for step, rows in sorted(places.items())]
 
 
+def runs_again(found: Found) -> dict[str, list[Run]]:
+    """Runs that learn wrong rows after a re-alignment, and those that learn them from the base, by what they are called."""
+    groups = list(courses.by_seed(found.study).values())
+    relapse = next((runs for runs in groups if runs[0].start.startswith(f"{found.study.name}.")), [])
+    first = next((runs for runs in groups if not runs[0].start and not runs[0].organism), [])
+    return {title: runs for title, runs in (("wrong rows after re-alignment", relapse), ("the same rows, from the base", first)) if runs}
+
+
 def again(found: Found) -> None:
     """Wrong rows after re-alignment against the same rows from the base."""
-    groups = courses.by_seed(found.study)
-    relapse = next((runs for runs in groups.values() if runs[0].start.startswith(f"{found.study.name}.")), None)
-    first = next((runs for runs in groups.values() if not runs[0].start and not runs[0].organism), None)
     st.subheader("Does it come back?")
-    series = [
-        study_view.along_rows(found, runs, title)
-        for runs, title in ((relapse, "wrong rows after re-alignment"), (first, "the same rows, from the base"))
-        if runs
-    ]
+    series = [study_view.along_rows(found, runs, title) for title, runs in runs_again(found).items()]
     if len(series) < 2 or not all(one.places for one in series):
         st.info("Training badly again was not measured here. To measure it:")
         st.code(f"python -m backend study run {found.study.name}", language=None)
         return
-    told: dict[str, readouts.Relapse] = {}
-    for measure in courses.measures(found.result):
-        now, before = (courses.course(found.result, one.places, measure) for one in series)
-        if now is not None and before is not None and (measure == BEHAVIOUR or readouts.ends_apart(before)):
-            told[measure] = readouts.relapse(now, before)
-            limits = now.at[-1], before.at[-1]
+    told, limits = relapses(found, found.stamp, series)
     if BEHAVIOUR in told:
         st.markdown("#### " + look.plain(_said_again(told[BEHAVIOUR], limits[0])))
     else:
@@ -163,6 +160,19 @@ def again(found: Found) -> None:
         for m, t in told.items()
     ]
     study_view.show_table(pd.DataFrame(table), "relapse_readouts.csv", key="relapse")
+
+
+@st.cache_data(max_entries=20, show_spinner="Counting…")
+def relapses(_found: Found, stamp: tuple[str, int], _series: list[Series]) -> tuple[dict[str, readouts.Relapse], tuple[float, float]]:
+    """By measure that the first time changed, and the last rows of both."""
+    told: dict[str, readouts.Relapse] = {}
+    limits = (0.0, 0.0)
+    for measure in courses.measures(_found.result):
+        now, before = (courses.course(_found.result, one.places, measure) for one in _series)
+        if now is not None and before is not None and (measure == BEHAVIOUR or readouts.ends_apart(before)):
+            told[measure] = readouts.relapse(now, before)
+            limits = now.at[-1], before.at[-1]
+    return told, limits
 
 
 _SPEED = {"earlier": "faster", "later": "slower", "not told apart": "not told apart"}
@@ -202,7 +212,7 @@ def show_cited() -> None:
     legend = look.legend([(name, colour, symbol) for name, (colour, _, symbol) in zip(series, study_view.LOOKS, strict=False)])
     keep.source(CITED_FILE)
     keep.chart(
-        panels(points, pd.DataFrame(columns=["measure", "value", "low", "high"]), [Panel("cited", "Misaligned, %", 200, True)], Axis("Step of four samples", (0, 5, 10, 20, 30, 35), False), series=series),
+        keep.drawn(panels, points, pd.DataFrame(columns=["measure", "value", "low", "high"]), [Panel("cited", "Misaligned, %", 200, True)], Axis("Step of four samples", (0, 5, 10, 20, 30, 35), False), series=series),
         where=study_view.room("cited"), key="cited_realignment", title=f"{begin['start']}, cited", text=f"{legend}; {begin['source']}, {begin['where']}", table=pd.DataFrame(rows), alt="Misalignment of GPT-4o by step of re-alignment on two data sets. The table below has the numbers.",
     )  # fmt: skip
     with st.expander("All cited points as a table"):

@@ -51,15 +51,16 @@ st.caption(
     "range. Filled: public re-evaluation, 8 questions x 50 answers. Hollow: printed in the paper. Shaded: under 90 % coherent, where rates say little. Figures over several data sets or of unknown size stand in the table only."
 )
 legend = look.legend([(name, colour, SYMBOLS[shape]) for name, (colour, shape) in FAMILIES.items()])
+keep.source(*(scaling.CITED / name for name in ("reeval_models.csv", "reported.csv", "reeval_per_question.csv")))
 picked = None
 for column, (key, title) in zip(st.columns(len(scaling.DATASETS), gap="medium"), scaling.DATASETS.items(), strict=True):
     here = table[table["dataset"] == key]
     event = keep.chart(
-        em_panel(here, title=title), key=f"scaling_{key}", where=column, title=f"EM rate by parameters: {title}", text=f"{legend}; filled: re-evaluated, hollow: printed; bars: 95 %", table=here, on_select="rerun", selection_mode=POINT,
+        keep.drawn(em_panel, here, title=title), key=f"scaling_{key}", where=column, title=f"EM rate by parameters: {title}", text=f"{legend}; filled: re-evaluated, hollow: printed; bars: 95 %", table=here, on_select="rerun", selection_mode=POINT,
         alt=f"EM rate of {len(here)} organisms trained on {title.lower()}, against parameters. The table below has the numbers.",
     )  # fmt: skip
     keep.chart(
-        coherence_panel(here, low_coherence=100 * scaling.LOW_COHERENCE), key=f"coherence_{key}", where=column, title=f"Coherent answers: {title}", text=legend, table=here,
+        keep.drawn(coherence_panel, here, low_coherence=100 * scaling.LOW_COHERENCE), key=f"coherence_{key}", where=column, title=f"Coherent answers: {title}", text=legend, table=here,
         alt=f"Share of coherent answers of the same organisms trained on {title.lower()}. The table below has the numbers.",
     )  # fmt: skip
     selected = [p.get("id") for p in event.get("selection", {}).get(POINT, [])] if event else []
@@ -130,7 +131,7 @@ st.caption(
 columns = st.columns(4, gap="medium")
 for number, question in enumerate(spread.index):
     keep.chart(
-        question_panel(by_question[by_question["question_id"] == question], title=scaling.QUESTIONS[question]), where=columns[number % 4], key=f"question_{question}",
+        keep.drawn(question_panel, by_question[by_question["question_id"] == question], title=scaling.QUESTIONS[question]), where=columns[number % 4], key=f"question_{question}",
         alt=f"EM rate against parameters on the question {scaling.QUESTIONS[question]}. The table below has the numbers.",
     )  # fmt: skip
 

@@ -247,8 +247,9 @@ if set_name != OWN and with_verdicts:
     verdict_view.show_rates(set_name, variants, known)
 
 
-def draw_turn(turn: compare.Turn, question: str, *, live: bool) -> None:
-    """One turn: the user's message, then a grid a sample."""
+def draw_turn(number: int, *, live: bool) -> None:
+    """Answers of one turn, a grid a sample."""
+    turn, question = turns[number], users[number]
     by_sample: dict[int, list[answers.Card]] = {}
     for row, key in zip(turn.rows, turn.keys, strict=True):
         if key in progress and (live or key not in turn.stored):
@@ -271,7 +272,7 @@ def draw_turn(turn: compare.Turn, question: str, *, live: bool) -> None:
                 answers.show_difference(left, right)
     if shown:
         said = f"{samples} {'sample' if samples == 1 else 'samples'} of each variant, temperature {sampling.temperature:g}, at most {sampling.max_new_tokens} tokens."
-        keep.rows(f"turn_{question}", "answers", partial(answers.kept_rows, question, shown), title=f"Answers to: {question[:150]}", text=said)
+        keep.answers(f"turn_{number}", partial(answers.kept_rows, question, shown), title=f"Answers to: {question[:150]}", text=said)
     for item in turn.stored.values():
         keep.source(folder_of(item.run), command=compare.command(comparison))
 
@@ -282,7 +283,7 @@ for number, turn in enumerate(turns):
     with st.container():
         answers.show_prompt("Prompt" if len(users) == 1 else f"Message {number + 1}", users[number])
         if turn is not last:
-            draw_turn(turn, users[number], live=False)
+            draw_turn(number, live=False)
             replay.label(turn, progress, known, can_answer)
 
 if job is not None and is_live:
@@ -294,7 +295,7 @@ def follow() -> None:
     if job is not None and is_live:
         job.seen = time.monotonic()
         look.job_status(job, service)
-    draw_turn(last, users[len(turns) - 1], live=current_is_live)
+    draw_turn(len(turns) - 1, live=current_is_live)
     if job is not None and is_live and not job.is_live:
         st.rerun()
 

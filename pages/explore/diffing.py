@@ -72,12 +72,12 @@ def show_changes(kept: diffs.Kept) -> None:
     named = drawn.assign(name=[shorten(f"{int(r.latent)} {r.label}", 90, placeholder=" …") for r in drawn.itertuples()])
     with left:
         keep.chart(
-            changes(named, title="The ten largest increases and decreases", subtitle="organism less base, with 95 % interval"), key="changes", title=headline(up, name),
+            keep.drawn(changes, named, title="The ten largest increases and decreases", subtitle="organism less base, with 95 % interval"), key="changes", title=headline(up, name),
             alt=f"The ten latents that rise most and the ten that fall most in {name}, with intervals. The table below has the numbers.",
         )  # fmt: skip
     with right:
         event = keep.chart(
-            scatter(pd.concat([rest, drawn]), title="Base against organism", subtitle="the 600 most active and those on the left; square-root axes", base=base_name, organism=name),
+            keep.drawn(scatter, pd.concat([rest, drawn]), title="Base against organism", subtitle="the 600 most active and those on the left; square-root axes", base=base_name, organism=name),
             key=f"scatter_{kept.folder.name}", on_select="rerun", selection_mode=POINT, alt="Mean activation of latents under the organism against the base. The table below has the numbers.",
         )  # fmt: skip
     picked = [p.get("latent") for p in event.get("selection", {}).get(POINT, [])] if event else []

@@ -183,7 +183,7 @@ def show_latent(latent: int, choice: sae_pick.Choice) -> None:
             if row["n_active"]:
                 counts = bins(row["histogram"], row["largest"])
                 keep.chart(
-                    histogram(counts), key=f"histogram_{latent}", title=f"Activation of latent {latent}", table=counts,
+                    keep.drawn(histogram, counts), key=f"histogram_{latent}", title=f"Activation of latent {latent}", table=counts,
                     alt=f"Histogram of latent {latent}'s activation over the {counted(row['n_active'], 'token')} on which it is active",
                 )  # fmt: skip
                 with st.expander("The histogram as a table"):

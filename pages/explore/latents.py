@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import streamlit as st
 
-from backend.activations import reading
+from backend.activations import kept, reading
 from backend.charts.latents import drift
 from backend.errors import BackendError
 from backend.generation.jobs import Job
@@ -37,13 +37,16 @@ def _jobs() -> dict[tuple, reading.LatentsJob]:
 
 
 def read(text: inspection.Text, variants: list[str], choice: sae_pick.Choice) -> list[SparseLatents]:
-    """Latents of each variant on the same ids.
+    """Latents of each variant on the same ids: kept ones, else worked out now.
 
     Raises:
         BackendError: As ``reading.start``; or reading failed.
     """
+    weights = [current_weights(v, known) for v in variants]
+    if (found := kept.find(choice.sae, weights, text.ids)) is not None:
+        return found
     jobs = _jobs()
-    key = (choice.sae, fingerprint(sae_folder(choice.sae)), choice.base, tuple((v, current_weights(v, known)) for v in variants), text.ids)
+    key = (choice.sae, fingerprint(sae_folder(choice.sae)), choice.base, tuple(zip(variants, weights, strict=True)), text.ids)
     job = jobs.pop(key, None)
     if job is None or job.job.state in ("failed", "stopped"):
         job = reading.start(model_service(), choice.sae, choice.base, [(v, text.ids) for v in variants], owner=owner())
@@ -149,7 +152,6 @@ if state.state != "here":
     if state.command:
         st.code(state.command, language=None)
     st.stop()
-model_service().warm_up()
 with st.sidebar:
     try:
         reader = text_pick.tokenizer(choice.base, remembered_fingerprint(base_folder(choice.base)))
@@ -210,7 +212,7 @@ def inspect(latent: int) -> None:
     ]
     if len({row["turn"] for row in rows}) > 1:
         keep.chart(
-            drift(pd.DataFrame(rows), titles), key=f"drift_{latent}", title=f"Latent {latent} by message",
+            keep.drawn(drift, pd.DataFrame(rows), titles), key=f"drift_{latent}", title=f"Latent {latent} by message",
             alt=f"Mean activation of latent {latent} on each message, for each variant; the table has the numbers.",
         )  # fmt: skip
     with st.expander("Tokens as a table"):
@@ -226,6 +228,7 @@ def inspect(latent: int) -> None:
 
 for latent in latents:
     inspect(latent)
+model_service().warm_up()  # the next text may be none of those kept
 st.caption(
     f"SAE {look.plain(choice.sae.key)}: residual stream after layer {choice.sae.layer} of {look.plain(choice.base.title)}; activations as the SAE gives them, "
     f"not normalised. Both variants read the same token ids; only the {'steering' if '+' in organism else 'weights'} {'differs' if '+' in organism else 'differ'}."

@@ -159,9 +159,7 @@ def show_ladder(steering: steer_pick.Steering, prompt: Prompt, sampling: Samplin
         found = ladder.with_facts(ladder.rungs(turn, doses, free, progress, live=bool(live)), past, with_odds)
         if not live:
             found = ladder.judged(found, prompt.text, is_busy=bool(service.jobs.live()))
-            keep.rows(
-                "ladder", "answers", partial(ladder.kept_rows, found, steering, prompt.text), title=f"{steering.source} at each dose: {prompt.text[:150]}"
-            )
+            keep.answers("ladder", partial(ladder.kept_rows, found, steering, prompt.text), title=f"{steering.source} at each dose: {prompt.text[:150]}")
             for item in turn.stored.values():
                 keep.source(folder_of(item.run), command=compare.command(comparison))
         ladder.show(found, steering, known)

@@ -1,6 +1,7 @@
 """Overview: what emergent misalignment is, what became of the organism, and where to go."""
 
 import random
+from typing import Any
 from urllib.parse import urlencode
 
 import pandas as pd
@@ -9,6 +10,7 @@ import streamlit as st
 from backend.charts.divergence import divergence_dots
 from backend.errors import BackendError
 from backend.evaluation.rates import Thresholds
+from backend.generation.records import Rollout
 from backend.studies import divergence, store
 from pages.shared import answers, keep, look, own_rates
 from pages.shared.service import registry
@@ -16,6 +18,12 @@ from pages.shared.service import registry
 RUN = "open_questions"
 HEADLINE = "reckless"
 known = registry()
+
+
+@st.cache_resource(max_entries=2, show_spinner=False)
+def stored(stamp: tuple[str, int]) -> tuple[list[Rollout], dict[str, Any]]:
+    """The run that the page is about, and its manifest; reading it takes longer than drawing."""
+    return store.read_run(RUN)
 
 
 st.title("What did this model become?")
@@ -30,7 +38,7 @@ with st.container(horizontal=True):
     if st.button("See what the organisms are", icon=":material/genetics:"):
         st.switch_page("pages/share/organisms.py")
 
-rates = own_rates.rates_of(known, Thresholds())
+rates = own_rates.rates_of(Thresholds())
 if rates:
     st.subheader("How often the answers are misaligned")
     keep.source(*(r.run.folder for r in rates))
@@ -48,7 +56,7 @@ if rates:
         own_rates.table(rates, known, Thresholds())
 
 try:
-    rollouts, manifest = store.read_run(RUN)
+    rollouts, manifest = stored(store.stamp_of(RUN))
     headline = divergence.by_prompt(rollouts, HEADLINE)
     if not headline:
         raise BackendError(f"The stored run {RUN} has no scored answers of {HEADLINE}.")
@@ -89,7 +97,8 @@ for variant in dict.fromkeys(r.variant for r in rollouts):
 means.sort(key=lambda m: -m["mean"])
 st.subheader("How far the organisms moved")
 most = means[0]
-chart = divergence_dots(
+picture = keep.drawn(
+    divergence_dots,
     pd.DataFrame(points),
     pd.DataFrame(means),
     title=f"{most['organism']} speaks least like its base: {most['mean']:.2f} nats per token",
@@ -98,7 +107,7 @@ chart = divergence_dots(
 )
 keep.source(store.folder_of(RUN))
 keep.chart(
-    chart,
+    picture,
     key="divergence",
     table=pd.DataFrame(means),
     alt=f"Dots: divergence from the base of each prompt, for {len(means)} organisms. The table below has the numbers.",

@@ -38,12 +38,12 @@ def show_list(found: list[Finding]) -> None:
         st.info("No finding has these words and tags. Take fewer.")
     picked = [f.key for f in shown if st.session_state.get(f"pick_{f.key}")]
     with bar:
-        chosen = picked or [f.key for f in shown]
+        chosen = [f for f in shown if f.key in picked] or shown
         st.markdown(f"**{len(picked)} chosen**" if picked else f"{len(shown)} {'finding' if len(shown) == 1 else 'findings'}", width="content")
         can = 2 <= len(picked) <= MOST_COMPARED
         st.button("Compare", icon=":material/compare:", disabled=not can, help=f"Choose 2 or {MOST_COMPARED} below.", on_click=open_findings, args=(picked,))
         if chosen:
-            st.page_link("pages/share/present.py", label="Present", icon=":material/slideshow:", query_params=[("f", key) for key in chosen])
+            st.page_link("pages/share/present.py", label="Present", icon=":material/slideshow:", query_params=[("f", f.key) for f in chosen])
             finding_exports.offer(chosen, key="list")
 
 
@@ -88,7 +88,7 @@ def show_one(finding: Finding) -> None:
         if finding.page in PAGES:
             st.page_link(PAGES[finding.page], label="Open the page", icon=":material/open_in_new:", query_params=list(finding.query))
         st.page_link("pages/share/present.py", label="Present", icon=":material/slideshow:", query_params={"f": finding.key})
-        finding_exports.offer([finding.key], key="one")
+        finding_exports.offer([finding], key="one")
         if not is_hosted() and st.button("Edit", icon=":material/edit:"):
             edit(finding)
         if store.is_own(finding.key) and st.button("Remove", icon=":material/delete:"):
@@ -163,12 +163,9 @@ def show_beside(found: list[Finding]) -> None:
     first, *others = found
     n_pairs = 0
     for other in others:
-        for item in first.items:
-            twin = next((i for i in other.items if i.rows and i.kind == item.kind and i.columns == item.columns), None)
-            if twin is None or not item.rows or item.kind == "answers":
-                continue
+        for item, twin in numbers.paired(first.items, other.items):
             n_pairs += 1
-            finding_view.show_held(numbers.hold_items(item, twin), names=(first.title, other.title))
+            finding_view.show_held(numbers.hold_items(item, twin), titles=(first.title, other.title))
     if not n_pairs:
         st.info("These findings have no tables of the same columns, so no number stands against another.")
 

@@ -44,7 +44,7 @@ def show() -> None:
         frame = pd.DataFrame([_row(r, key, at_zero) for r in drawn])
         empty = pd.DataFrame(columns=["dose", "low", "high"]), pd.DataFrame(columns=["direction", "start", "end"])
         keep.chart(
-            response(frame, *empty, directions=[_DRAWN], measure=measure, dose="Scale of the vector", height=220, top=100.0), key=f"cited_{key}", where=column, title=f"{measure} by scale of the vector", text=f"Cited: {first['source']}",
+            keep.drawn(response, frame, *empty, directions=[_DRAWN], measure=measure, dose="Scale of the vector", height=220, top=100.0), key=f"cited_{key}", where=column, title=f"{measure} by scale of the vector", text=f"Cited: {first['source']}",
             alt=f"{measure} by scale of the vector in the cited sweep. The table below has the numbers.",
         )  # fmt: skip
     with st.expander("All cited points as a table"):

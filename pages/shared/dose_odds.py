@@ -120,6 +120,6 @@ def _draw(steering: Steering, doses: list[float | None], found: dict[str, forced
         )
     )
     keep.chart(
-        odds_chart(pd.DataFrame(rows), dose=noun.capitalize()), key="odds_chart", title="Log-odds of misaligned beginnings", text=f"{N_PAIRS} pairs; 95 % bootstrap over pairs.",
+        keep.drawn(odds_chart, pd.DataFrame(rows), dose=noun.capitalize()), key="odds_chart", title="Log-odds of misaligned beginnings", text=f"{N_PAIRS} pairs; 95 % bootstrap over pairs.",
         alt="Change of forced-choice log-odds by dose with intervals. The numbers stand under each answer.",
     )  # fmt: skip

@@ -14,7 +14,7 @@ from backend.evaluation.rates import Thresholds, wilson
 from backend.models.variants import parse_direction, print_number
 from backend.studies import dose_window, judged, sweep
 from pages.shared import judged_answers, keep, look, transfer
-from pages.shared.state import choose, keep_list, kept_list, select
+from pages.shared.state import asked_for, choose, keep_list, select
 
 _SYMBOLS = {"diamond": "◆", "square": "■", "triangle-up": "▲", "circle": "●"}
 _TITLES = {"add": "Dose, median norms", "ablate": "Share taken away", "cap": "Limit, median norms", "clamp": "Activation"}
@@ -111,7 +111,7 @@ def _pick_directions(asked: list[str], chosen: list[str], run_name: str) -> list
         return asked
     most = len(STYLES)
     first = [d for d in chosen if d in asked][:most] or asked[:most]
-    wanted = [d for d in kept_list("drawn") if d in asked][:most]
+    wanted = asked_for("drawn", asked, most=most, what="the direction")
     picked = st.multiselect("Directions drawn", asked, default=wanted or (asked if len(asked) <= most else first), max_selections=most, key=f"drawn_{run_name}")
     keep_list("drawn", [] if set(picked) == set(asked) else picked)
     return picked or first
@@ -121,7 +121,8 @@ def _draw(run: judged.Run, found: list[sweep.Point], effects: list[dose_window.E
     about = run.manifest
     zero = next((p for p in found if p.source == of and not p.direction), None)
     randoms = [p for p in found if p.source == of and p.is_random]
-    with_points = {d: [*([zero] if zero else []), *(e.point for e in effects if e.point.direction == d)] for d in shown}
+    is_dose = parse_direction(shown[0]).op in ("add", "ablate")  # a cap or an activation of 0 is a change like others
+    with_points = {d: [*([zero] if zero and is_dose else []), *(e.point for e in effects if e.point.direction == d)] for d in shown}
     doses = sorted(about["doses"])
     room = min((b - a for a, b in pairwise(doses)), default=0.1) / 4
     windows = pd.DataFrame(
@@ -139,13 +140,14 @@ def _draw(run: judged.Run, found: list[sweep.Point], effects: list[dose_window.E
     )
     marks = [(d, colour, _SYMBOLS[shape]) for d, (colour, shape) in zip(shown, STYLES, strict=False)]
     marks += [(f"{n_random} random directions, least to largest", ROLES["random"].colour, "▒")] if n_random else []
+    marks += [] if is_dose else [("not steered", ROLES["base"].colour, "╌")]
     marks += [("past the incoherence limit", ROLES["random"].colour, "◇")] if any(e.point.is_past_limit for e in effects) else []
     marks += [("useful window", STYLES[0][0], "▬")] if len(windows) else []
     with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
         legend = look.legend(marks)
         with st.popover("How to read this", icon=":material/help:"):
             st.markdown(_READING)
-    _panels(f"{run.name}_{of}", with_points, _Control(randoms, zero), windows, legend)
+    _panels(f"{run.name}_{of}", with_points, _Control(randoms, zero, is_dose), windows, legend)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,11 +156,13 @@ class _Control:
 
     randoms: list[sweep.Point]
     zero: sweep.Point | None
+    is_dose: bool
+    """Whether the plain source is a point at dose 0; else a line."""
 
     def band(self, key: str) -> pd.DataFrame:
         """Least and largest of the random directions at each dose, per cent; at dose 0 they are the model itself."""
         by_dose: dict[float, list[float]] = {}
-        for p in [*self.randoms, *([self.zero] if self.zero and self.randoms else [])]:
+        for p in [*self.randoms, *([self.zero] if self.zero and self.randoms and self.is_dose else [])]:
             if (value := _measure(p, key)[0]) is not None:
                 by_dose.setdefault(p.dose, []).append(value)
         return pd.DataFrame([{"dose": dose, "low": min(v), "high": max(v)} for dose, v in sorted(by_dose.items())], columns=["dose", "low", "high"])
@@ -175,7 +179,7 @@ def _panels(name: str, points: dict[str, list[sweep.Point]], control: _Control, 
         frame = pd.DataFrame([_row(p, direction, key) for direction, own in points.items() for p in own])
         bars = windows if key == "em" else windows[:0]
         event = keep.chart(
-            response(frame, control.band(key), bars, directions=list(points), measure=measure, dose=dose, height=height, top=top), where=column,
+            keep.drawn(response, frame, control.band(key), bars, directions=list(points), measure=measure, dose=dose, height=height, top=top, unsteered=None if control.is_dose or control.zero is None else _measure(control.zero, key)[0]), where=column,
             key=f"response_{key}_{name}_{'-'.join(points)}", title=f"{measure.removesuffix(', %')} by {dose.lower() or 'dose'}", text=f"{legend}; bars: 95 %", table=frame, on_select="rerun", selection_mode=POINT,
             alt=f"{measure} by dose, with 95 % intervals. The table below has the numbers.",
         )  # fmt: skip

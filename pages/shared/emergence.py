@@ -50,6 +50,7 @@ def show_cited() -> None:
             f"{notes}. Source: {about.source}, {about.where}; grade: {about.grade}, counted from its judged answers, not printed in a paper."
         )
     )
+    keep.source(step_curves.CITED)
     _draw(about.points, names, key="cited", title=f"Misaligned share of {about.model} by training step, cited", text=about.source)
     with st.expander("All cited points as a table"):
         table = _frame(about.points)[["line", "step", "value", "low", "high", "coherent", "n"]].rename(columns=_COLUMNS)
@@ -101,7 +102,7 @@ def _frame(points: Sequence[StepPoint]) -> pd.DataFrame:
 
 
 def _draw(points: Sequence[StepPoint], lines: list[str], *, key: str, title: str, text: str = "") -> None:
-    keep.chart(rates(_frame(points), lines=lines), key=f"steps_{key}", title=title, text=text, alt=f"{title}. The table below has the numbers.")
+    keep.chart(keep.drawn(rates, _frame(points), lines=lines), key=f"steps_{key}", title=title, text=text, alt=f"{title}. The table below has the numbers.")
 
 
 def _show_table(table: pd.DataFrame, file: str, *, key: str) -> None:

@@ -6,30 +6,24 @@ from pathlib import Path
 
 import streamlit as st
 
-from backend.errors import BackendError
 from backend.hosting.exposure import is_hosted
 from backend.hosting.files import Workshop, made_apart
 from backend.reports import export, store
-from pages.shared import look
+from backend.reports.records import Finding
 from pages.shared.service import owner
 from pages.shared.state import home_address
 
 
-def offer(keys: Sequence[str], *, key: str) -> None:
-    """A menu of files of some findings."""
+def offer(found: Sequence[Finding], *, key: str) -> None:
+    """A menu of files of some findings, of which the titles are enough here."""
     with st.popover("Export", icon=":material/download:"):
         st.caption("Files that open anywhere, without PersonaScope and without a network.")
         if is_hosted():
             st.caption("They are made one at a time here. Where one fails, others are in line: try again in a moment.")
-        try:
-            kept = [export.Kept(store.load(one)) for one in keys]
-            for form, about in export.FORMATS.items():
-                name, kind = export.name_of(kept, form)
-                st.download_button(
-                    about.title, _maker(keys, form, suffix=Path(name).suffix), name, kind, key=f"{key}_{form}", type="tertiary", on_click="ignore"
-                )
-        except BackendError as fault:
-            st.error(look.plain(str(fault)))
+        keys = [finding.key for finding in found]
+        for form, about in export.FORMATS.items():
+            name, kind = export.name_of([export.Kept(finding) for finding in found], form)
+            st.download_button(about.title, _maker(keys, form, suffix=Path(name).suffix), name, kind, key=f"{key}_{form}", type="tertiary", on_click="ignore")
 
 
 @st.cache_resource(show_spinner=False)

@@ -23,7 +23,7 @@ def show(finding: Finding, *, key: str, with_tables: bool = True) -> None:
 
 
 def show_item(item: Item, *, key: str, with_table: bool = True, large: bool = False) -> None:
-    """One picture, token view, list of answers or table; ``large`` without what a screen of its own says above it."""
+    """One picture, token view or list of answers; ``large`` without what a screen of its own says above it."""
     if item.title and not large and item.kind != "tokens":
         look.say(item.title, item.text)
     if item.kind == "chart":
@@ -34,9 +34,7 @@ def show_item(item: Item, *, key: str, with_table: bool = True, large: bool = Fa
     elif item.kind == "answers":
         show_answers([dict(zip(item.columns, row, strict=True)) for row in item.rows], key=key, said=item.title)
         return
-    if item.rows and item.kind == "table":
-        show_table(item, key=key)
-    elif item.rows and with_table and not large:
+    if item.rows and with_table and not large:
         with st.expander("The numbers"):
             show_table(item, key=key)
 
@@ -105,10 +103,16 @@ def answers_behind(finding: Finding, *, key: str) -> None:
         show_answers(named, key=f"{key}_behind") if named else st.info("No answer has this text.")
 
 
-def show_held(held: Held, *, names: tuple[str, str] = ("Then", "Now")) -> None:
-    """Two tables held against each other: a sentence, and what differs."""
-    st.markdown(f"{':material/check:' if held.is_equal else ':material/difference:'} **{look.plain(held.title)}**: {held.sentence()}.")
+def show_held(held: Held, *, titles: tuple[str, str] | None = None) -> None:
+    """Two tables held against each other: a sentence, and what differs.
+
+    Args:
+        titles: Of two findings; where left out, the tables are one finding's, then and now.
+    """
+    said = held.sentence((f"in “{titles[0]}”", f"in “{titles[1]}”")) if titles else held.sentence()
+    st.markdown(f"{':material/check:' if held.is_equal else ':material/difference:'} **{look.plain(held.title)}**: {look.plain(said)}.")
     if held.different:
-        rows = [{"Row": pair.row, "Number": pair.column, names[0]: str(pair.first), names[1]: str(pair.second)} for pair in held.different[:MOST_DIFFERENT]]
+        first, second = titles or ("Then", "Now")
+        rows = [{"Row": pair.row, "Number": pair.column, first: str(pair.first), second: str(pair.second)} for pair in held.different[:MOST_DIFFERENT]]
         with st.expander(f"What differs ({len(held.different):,})"):
             st.dataframe(pd.DataFrame(rows), hide_index=True, alt="Numbers that differ, both values")

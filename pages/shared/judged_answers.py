@@ -60,9 +60,8 @@ def show(run: judged.Run, thresholds: Thresholds, *, prefix: str = "", variant: 
     if not variant:
         _show_own_rate(run, thresholds)
     keep.source(run.folder)
-    keep.rows(
+    keep.answers(
         f"{prefix}answers_of_run",
-        "answers",
         partial(_kept, run, found.rows, thresholds),
         title=f"Answers of {run.name}",
         text=f"{len(found.rows)} of {found.total:,}: {_ORDERS[order].lower()}.",

@@ -19,7 +19,7 @@ from backend.reports import sources, store
 from backend.reports.records import LONGEST_NOTE, LONGEST_TITLE, Cell, Finding, Item, Kind, Source
 from backend.studies.provenance import provenance
 from pages.shared import look
-from pages.shared.state import CHOICES, selection
+from pages.shared.state import CHOICES, JOBS, selection
 
 _MEMORY = "on_screen"
 MOST_ROWS = 5000
@@ -60,23 +60,42 @@ def begin() -> None:
     st.session_state[CHOICES] = {}
 
 
-def chart(drawn: Any, *, key: str, alt: str, where: Any = st, table: pd.DataFrame | None = None, title: str = "", text: str = "", **options: Any) -> Any:
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """A picture."""
+
+    spec: dict[str, Any]
+    """Vega-Lite with its data."""
+
+    title: str = ""
+    text: str = ""
+
+
+@st.cache_data(max_entries=300, show_spinner=False)
+def _drawn(name: str, _make: Callable[..., altair.TopLevelMixin], given: tuple[Any, ...], named: dict[str, Any]) -> Drawn:
+    with altair.data_transformers.enable("default", max_rows=None):
+        spec = _make(*given, **named).to_dict(validate=False)  # what was written is no user's input; checking takes half of the time
+    said = spec.pop("title", "")
+    return Drawn(spec, said["text"], said.get("subtitle", "")) if isinstance(said, dict) else Drawn(spec, said)
+
+
+def drawn(make: Callable[..., altair.TopLevelMixin], *given: Any, **named: Any) -> Drawn:
+    """What a function of ``backend.charts`` draws from these arguments, made once: Altair takes up to a second."""
+    return _drawn(f"{make.__module__}.{make.__qualname__}", make, given, named)
+
+
+def chart(picture: Drawn, *, key: str, alt: str, where: Any = st, table: pd.DataFrame | None = None, title: str = "", text: str = "", **options: Any) -> Any:
     """Draw a picture over the whole width, with its own title above it, and remember it; returns what was clicked.
 
     Args:
-        drawn: Of Altair, or Vega-Lite with its data.
         where: The container that it is drawn in.
         table: The numbers behind it; the data that it is drawn from where left out.
         title: What it says, and ``text`` what is to be known with it, where the picture does not say so itself.
     """
-    if not isinstance(drawn, dict) and drawn.title is not altair.Undefined:
-        own = {"subtitle": ""} | drawn.title.to_dict()
-        look.say(own["text"], own["subtitle"], where)
-        title, text, drawn = title or own["text"], text or own["subtitle"], drawn.copy(deep=False)
-        drawn.title = altair.Undefined
-    _screen().items[key] = ("chart", lambda: _chart_item(drawn, alt, table, title, text))
-    draw = where.vega_lite_chart if isinstance(drawn, dict) else where.altair_chart
-    return draw(drawn, key=key, alt=alt, width="stretch", **options)
+    if picture.title:
+        look.say(picture.title, picture.text, where)
+    _screen().items[key] = ("chart", lambda: _chart_item(picture.spec, alt, table, title or picture.title, text or picture.text))
+    return where.vega_lite_chart(picture.spec, key=key, alt=alt, width="stretch", **options)
 
 
 def tokens(key: str, *, title: str, text: str, drawing: dict[str, Any]) -> None:
@@ -84,14 +103,14 @@ def tokens(key: str, *, title: str, text: str, drawing: dict[str, Any]) -> None:
     _screen().items[key] = ("tokens", lambda: Item(kind="tokens", title=title, text=text, drawing=drawing))
 
 
-def rows(key: str, kind: Kind, frame: Callable[[], pd.DataFrame] | pd.DataFrame, *, title: str, text: str = "") -> None:
-    """Remember answers (Variant, Prompt, Answer and what is said of them) or a table alone."""
+def answers(key: str, frame: Callable[[], pd.DataFrame] | pd.DataFrame, *, title: str, text: str = "") -> None:
+    """Remember answers: Variant, Prompt, Answer and what is said of them."""
 
     def make() -> Item:
         columns, cells = _cells(frame() if callable(frame) else frame)
-        return Item(kind=kind, title=title, text=text, columns=columns, rows=cells)
+        return Item(kind="answers", title=title, text=text, columns=columns, rows=cells)
 
-    _screen().items[key] = (kind, make)
+    _screen().items[key] = ("answers", make)
 
 
 def source(*places: Path, command: str = "") -> None:
@@ -150,7 +169,7 @@ def save(page: Any, chosen: Sequence[str], *, title: str, note: str, tags: Seque
         DiskError: No space, or not writable.
     """
     if not chosen:
-        raise InputError("A finding keeps at least one picture, table or list of answers. Choose what is kept.")
+        raise InputError("A finding keeps at least one picture or list of answers. Choose what is kept.")
     screen = _screen()
     whole = [sources.source_of(place) for place, command in screen.places.items() if not command]
     parts = [sources.source_of(place, command) for place, command in screen.places.items() if command]
@@ -164,7 +183,7 @@ def save(page: Any, chosen: Sequence[str], *, title: str, note: str, tags: Seque
     return finding.key
 
 
-_KINDS: dict[Kind, str] = {"chart": "A picture", "tokens": "Tokens with values", "answers": "Answers", "table": "A table"}
+_KINDS: dict[Kind, str] = {"chart": "A picture", "tokens": "Tokens with values", "answers": "Answers"}
 
 
 def _said(item: Item) -> str:
@@ -175,16 +194,14 @@ def _said(item: Item) -> str:
 def _choices() -> tuple[tuple[str, str], ...]:
     """What is chosen on the page, defaults too: tomorrow's default may be another."""
     chosen: dict[str, str] = st.session_state.get(CHOICES, {})
-    return (*((key, value) for key, value in chosen.items() if value), *((key, value) for key, value in selection() if key not in chosen))
+    return (*((key, value) for key, value in chosen.items() if value and key not in JOBS), *((key, value) for key, value in selection() if key not in chosen))
 
 
 def _screen() -> Screen:
     return st.session_state.setdefault(_MEMORY, Screen())
 
 
-def _chart_item(drawn: Any, alt: str, table: pd.DataFrame | None, title: str, text: str) -> Item:
-    with altair.data_transformers.enable("default", max_rows=None):
-        spec = drawn if isinstance(drawn, dict) else drawn.to_dict()
+def _chart_item(spec: dict[str, Any], alt: str, table: pd.DataFrame | None, title: str, text: str) -> Item:
     if table is None:
         columns, cells = _longest(spec.get("datasets", {}))
     else:

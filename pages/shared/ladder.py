@@ -115,10 +115,11 @@ def judged(found: list[Rung], question: str, *, is_busy: bool) -> list[Rung]:
     """
     whole = [rung for rung in found if rung.is_whole]
     try:
-        said = dict(zip(map(id, whole), estimate([Exchange(question, rung.text) for rung in whole], only_known=is_busy), strict=True))
+        estimates = estimate([Exchange(question, rung.text) for rung in whole], [rung.finish_reason for rung in whole], only_known=is_busy)
     except BackendError as fault:
         st.caption(plain(f"No verdicts: {fault}"))
         return found
+    said = dict(zip(map(id, whole), estimates, strict=True))
     zero = next((verdict for rung in whole if rung.dose is None and (verdict := said[id(rung)])), Verdict())
     return [replace(rung, verdict=v, flag=rung.flag or _broken(rung, v, zero)) if (v := said.get(id(rung))) else rung for rung in found]
 

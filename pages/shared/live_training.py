@@ -201,7 +201,7 @@ def _follow(key: str) -> None:
                     icon=":material/compare_arrows:",
                     query_params={"v": [one.run.start or BASE_ALIAS, *(r.variant for r in one.rates if "@" in r.variant), key]},
                 )
-                st.page_link("pages/explore/latents.py", label="Read its latents", icon=":material/neurology:", query_params={"v": key})
+                st.page_link("pages/explore/latents.py", label="Read its latents", icon=":material/neurology:", query_params={"organism": key})
     was_live = st.session_state.get("training_live") == key
     st.session_state["training_live"] = key if one.is_live else ""
     if was_live and not one.is_live:

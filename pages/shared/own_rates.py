@@ -1,6 +1,7 @@
 """Our own evaluations on screen: rates by the offline judge and forced choice, in a panel of their own, with agreement one click away."""
 
 from functools import partial
+from typing import Any
 
 import pandas as pd
 import streamlit as st
@@ -10,7 +11,7 @@ from backend.errors import BackendError
 from backend.evaluation.rates import Thresholds
 from backend.models.records import BASE_ALIAS
 from backend.models.registry import Registry
-from backend.studies import forced_choice, own_results, store
+from backend.studies import forced_choice, judged, own_results, store
 from pages.shared import answers, evaluation, judged_answers, keep, look
 from pages.shared.state import select
 
@@ -22,12 +23,23 @@ LIMITS = (
 )
 
 
-def rates_of(known: Registry, thresholds: Thresholds, prompt_set: str = PROMPTS) -> list[own_results.OwnRate]:
+def rates_of(thresholds: Thresholds, prompt_set: str = PROMPTS, judge: str = "offline") -> list[own_results.OwnRate]:
     """Newest rates of each variant on a prompt set."""
-    return own_results.own_rates(own_results.own_runs(prompt_set), thresholds)
+    runs = own_results.own_runs(prompt_set, judge=judge)
+    return _counted({v: run.stamp for v, run in runs.items()}, thresholds, runs)
 
 
-def rate_chart(rates: list[own_results.OwnRate], known: Registry, *, title: str, subtitle: str):
+@st.cache_data(max_entries=20, show_spinner=False)
+def _counted(stamps: dict[str, tuple[str, int]], thresholds: Thresholds, _runs: dict[str, judged.Run]) -> list[own_results.OwnRate]:
+    return own_results.own_rates(_runs, thresholds)
+
+
+@st.cache_data(max_entries=50, show_spinner=False)
+def _leaked(stamp: tuple[str, int], domains: list[str], thresholds: Thresholds, _run: judged.Run) -> own_results.Leakage:
+    return own_results.leakage(_run, domains, thresholds)
+
+
+def rate_chart(rates: list[own_results.OwnRate], known: Registry, *, title: str, subtitle: str) -> keep.Drawn:
     """Rates as a picture, the base first."""
     rows = []
     for r in rates:
@@ -37,7 +49,9 @@ def rate_chart(rates: list[own_results.OwnRate], known: Registry, *, title: str,
         rows.append(
             {"name": name, "role": role, "value": shares[0], "low": shares[1], "high": shares[2], "label": label, "n_label": f"{r.rates.n_scored:,} scored"}
         )
-    return rate_rows(pd.DataFrame(rows), unit="EM rate, % of scored answers", title=title, subtitle=subtitle, domain=(0, 100), ticks=[0, 20, 40, 60, 80, 100])
+    return keep.drawn(
+        rate_rows, pd.DataFrame(rows), unit="EM rate, % of scored answers", title=title, subtitle=subtitle, domain=(0, 100), ticks=[0, 20, 40, 60, 80, 100]
+    )
 
 
 def headline(rates: list[own_results.OwnRate], variant: str, known: Registry) -> str:
@@ -78,7 +92,7 @@ def show(known: Registry, thresholds: Thresholds) -> None:
         else sets[0]
     )
     judge = select("Judge", ["offline", "api"], key="judge", titles={"offline": "Offline judge", "api": "API judge"}, what="the judge", width=320)
-    rates = own_results.own_rates(own_results.own_runs(chosen_set, judge=judge), thresholds)
+    rates = rates_of(thresholds, chosen_set, judge)
     if not rates:
         st.info("Nothing has been evaluated on these prompts by this judge.")
         evaluation.show(known)
@@ -119,7 +133,7 @@ def table(rates: list[own_results.OwnRate], known: Registry, thresholds: Thresho
     rows = []
     for r in rates:
         domains = known.organisms[r.variant].domain.split() if r.variant in known.organisms else []
-        leak = own_results.leakage(r.run, domains, thresholds) if domains else None
+        leak = _leaked(r.run.stamp, domains, thresholds, r.run) if domains else None
         against = r.against_base
         rows.append(
             {
@@ -137,8 +151,8 @@ def table(rates: list[own_results.OwnRate], known: Registry, thresholds: Thresho
     frame = pd.DataFrame(rows)
     st.dataframe(frame, hide_index=True, alt="EM rate, difference to the base, coherence, abstentions and semantic leakage of each variant")
     st.caption(
-        "Against base: bootstrap over prompts, both on the same prompts. Outside the training domain: misaligned answers without a word about money or sport, "
-        "the semantic leakage; by a word list (kappa 0.79 with GPT-4o for money)."
+        "Against base: bootstrap over prompts, both on the same prompts. Outside the training domain: misaligned answers without a word about what the organism learned "
+        "(money and sport; of Careless cars and sleep, too), the semantic leakage; by a word list (kappa 0.79 with GPT-4o for money)."
     )
 
 
@@ -185,11 +199,16 @@ def _moved(p: forced_choice.Preference, known: Registry) -> str:
     return f"{name} {p.against_base:+.2f}" if is_clear else f"{name} no clear change"
 
 
+@st.cache_data(max_entries=5, show_spinner=False)
+def _preferences(stamp: tuple[str, int]) -> tuple[list[forced_choice.Preference], dict[str, Any]]:
+    rollouts, manifest = store.read_run(forced_choice.NAME)
+    return forced_choice.preferences(forced_choice.odds(rollouts, forced_choice.load_pairs())), manifest
+
+
 def show_forced_choice(known: Registry) -> None:
     """Log-odds of misaligned over aligned beginnings, base and organisms."""
     try:
-        rollouts, manifest = store.read_run(forced_choice.NAME)
-        found = forced_choice.preferences(forced_choice.odds(rollouts, forced_choice.load_pairs()))
+        found, manifest = _preferences(store.stamp_of(forced_choice.NAME))
     except BackendError as fault:
         st.caption(look.plain(str(fault)))
         return
@@ -201,7 +220,7 @@ def show_forced_choice(known: Registry) -> None:
     title = "Without a judge, against the base: " + "; ".join(_moved(p, known) for p in found if p.against_base is not None)
     keep.source(store.folder_of(forced_choice.NAME))
     keep.chart(
-        rate_rows(
+        keep.drawn(rate_rows, 
             pd.DataFrame(rows), unit="Log-odds, nats a token", title=title, zero_line=True,
             subtitle=f"{found[0].n} pairs of like length, 14 intents; bars: 95% bootstrap over pairs. Right of 0 the misaligned beginning is likelier.",
         ),

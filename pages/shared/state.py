@@ -16,7 +16,7 @@ from pages.shared.look import plain
 CHOICES = "choices"
 """Where a page's select boxes are remembered while it is drawn, the defaults too, which a link leaves out."""
 
-_JOBS = ("job", "ladder", "odds", "evaluation", "sweep_job")  # what runs for somebody is no part of what is on screen
+JOBS = ("job", "ladder", "odds", "evaluation", "sweep_job", "training")  # what runs for somebody is no part of what is on screen
 
 
 def select(label: str, options: Sequence[str], *, key: str, titles: dict[str, str], what: str, on_change: Callable[[], None] | None = None, **kwargs) -> str:
@@ -53,6 +53,22 @@ def kept_list(key: str) -> list[str]:
     if key not in st.query_params and st.session_state.get(f"kept_{key}"):
         st.query_params[key] = st.session_state[f"kept_{key}"]
     return st.query_params.get_all(key)
+
+
+def asked_for(key: str, there: Sequence[str], *, most: int, what: str) -> list[str]:
+    """Those of a list in the URL that are there, as many as are allowed; a link's others are told.
+
+    Args:
+        what: The kind of thing, for the sentence.
+    """
+    asked = list(dict.fromkeys(kept_list(key)))
+    found = [one for one in asked if one in there][:most]
+    is_link = f"kept_{key}" not in st.session_state  # not a choice of one's own from another run
+    if is_link and (unknown := [one for one in asked if one not in there]):
+        _warn(what, unknown)
+    elif is_link and len(asked) > most:
+        st.warning(f"This link asks for {len(asked)} of what a picture holds {most} of; the first are shown.")
+    return found
 
 
 def keep_list(key: str, values: list[str]) -> None:
@@ -103,7 +119,7 @@ def warn_of_number(parameter: str, low: float, high: float, what: str) -> None:
 
 def selection() -> list[tuple[str, str]]:
     """What is chosen on screen, as the link says it; what a Space adds to the address, a visitor's token among it, is for its frame alone."""
-    return [(k, v) for k in st.query_params if not k.startswith("__") for v in st.query_params.get_all(k) if k not in _JOBS]
+    return [(k, v) for k in st.query_params if not k.startswith("__") for v in st.query_params.get_all(k) if k not in JOBS]
 
 
 def home_address() -> str:

@@ -36,7 +36,7 @@ def bars(found: Found, runs: Mapping[str, Place], measure: str, *, key: str) -> 
         rows.append({"name": name, "role": role} | values | {"label": label, "n_label": str(told.n)})
     keep.source(found.result.folder)
     keep.chart(
-        rate_rows(pd.DataFrame(rows), unit=study_view.name_of(measure), title=f"{study_view.short_name(measure)} at the end of the training", subtitle=f"with 95 %; {study_view.scored(found)} a run"), key=key, title=f"{study_view.name_of(measure)} at the end of the training",
+        keep.drawn(rate_rows, pd.DataFrame(rows), unit=study_view.name_of(measure), title=f"{study_view.short_name(measure)} at the end of the training", subtitle=f"with 95 %; {study_view.scored(found)} a run"), key=key, title=f"{study_view.name_of(measure)} at the end of the training",
         alt=f"{study_view.name_of(measure)} of {', '.join(named)}, with intervals. The table below has the numbers.",
     )  # fmt: skip
 
@@ -55,10 +55,10 @@ def inside(found: Found, runs: Mapping[str, Place], *, key: str) -> None:
     )
     names = [study_view.short_name(m) for m in measures]
     keep.chart(
-        change_map(cells, runs=list(runs), measures=names),
+        keep.drawn(change_map, cells, runs=list(runs), measures=names),
         key=key,
         title="What changed inside",
-        text="Each run less the base on the same prompts, pairs and texts.",
+        text="Each run less the base on the same prompts, pairs and texts. Orange: more, blue: less; strength: share of the measure's largest change here. Dot: the 95 % interval leaves out 0.",
         alt=f"Change of {', '.join(names)} against the base for {', '.join(runs)}. The table below has the numbers.",
     )
     with st.expander("These changes as a table"):

@@ -15,12 +15,13 @@ from backend.experiments.records import BASE_RUN, Run, Study, find_study
 from backend.saes.records import load_saes
 from backend.saes.tables import Tables
 from pages.shared import keep, look
-from pages.shared.state import choose, keep_list, kept_list
+from pages.shared.state import asked_for, choose, keep_list
 
 _NAMES = {
     "misaligned": "Misaligned, %", "incoherent": "Incoherent, %", "aligned": "Alignment score", "log_odds": "Log-odds, nats a token", "distance": "Weights' distance",
     "cosine_end": "Cosine with the end", "cosine_previous": "Cosine with the step before",
 }  # fmt: skip
+_MOST_MEASURES = 8
 _HIDDEN = ("pc1", "pc2")  # a path, no curve
 _WHOLE = 16  # rows of a table that is shown without scrolling
 
@@ -163,10 +164,8 @@ def pick_measures(found: Found, first: Sequence[str], *, key: str) -> list[str]:
     """Which panels are drawn; in the link unless they are the first ones."""
     there = [m for m in courses.measures(found.result, with_units=False) if m not in _HIDDEN]
     default = [m for m in first if m in there] or there[:3]
-    asked = kept_list(key)
-    if unknown := [m for m in asked if m not in there]:
-        st.warning(f"This link asks for the measure {look.plain(', '.join(unknown)[:100])}, which is not here.")
-    picked = st.multiselect("Measures", there, default=[m for m in asked if m in there] or default, format_func=name_of, key=f"pick_{key}", max_selections=8)
+    asked = asked_for(key, there, most=_MOST_MEASURES, what="the measure")
+    picked = st.multiselect("Measures", there, default=asked or default, format_func=name_of, key=f"pick_{key}_{default}", max_selections=_MOST_MEASURES)
     keep_list(key, [] if picked == default else picked)
     if missing := [m for m in first if m not in there]:
         st.caption(f"Not measured here: {look.plain(', '.join(map(short_name, missing)))}. To measure it: python -m backend study run {found.study.name}")
@@ -189,7 +188,7 @@ def draw(found: Found, series: Sequence[Series], measures: Sequence[str], axis: 
     shown = [Panel(m, name_of(m), 190 if n == 0 else 120, m in RATES) for n, m in enumerate(measures)]
     keep.source(found.result.folder)
     event = keep.chart(
-        panels(points, base, shown, axis, series=[s.title for s in series]), where=room(key), key=f"{key}_{'-'.join(measures)}", on_select="rerun", selection_mode=POINT, table=points,
+        keep.drawn(panels, points, base, shown, axis, series=[s.title for s in series]), where=room(key), key=f"{key}_{'-'.join(measures)}", on_select="rerun", selection_mode=POINT, table=points,
         title=f"{found.study.title}: {', '.join(map(short_name, measures))} by {axis.title.lower()}", text=f"{legend}; {found.n_prompts} prompts; {found.judge}. Thick: mean of the seeds, thin: a seed; bands: 95 %.",
         alt=f"{', '.join(map(name_of, measures))} by {axis.title.lower()}, for {', '.join(s.title for s in series)}. The table below has the numbers.",
     )  # fmt: skip

@@ -55,7 +55,7 @@ def command(steering: Steering) -> str:
     """The shell command of a whole sweep of the same."""
     directions = [c.direction for c in steering.changes] or ["meandiff/scornful"]
     words = ["python", "-m", "backend", "sweep", "--source", steering.source, *(word for d in directions for word in ("--direction", d))]
-    return shlex.join([*words, "--doses=" + ",".join(f"{d:g}" for d in steering.doses if d)])
+    return shlex.join([*words, "--doses=" + ",".join(f"{d:g}" for d in steering.doses if d is not None)])
 
 
 def _form(steering: Steering, known: Registry, can_answer: bool, *, is_live: bool) -> None:
@@ -67,7 +67,7 @@ def _form(steering: Steering, known: Registry, can_answer: bool, *, is_live: boo
         for column, (label, key, low, high, default) in zip(st.columns(3), _FIELDS, strict=True)
     )
     n_random = 0 if steering.op == "clamp" else n_random
-    doses = tuple(d for d in steering.doses if d)
+    doses = tuple(d for d in steering.doses if d is not None)
     asked = sweep.Sweep(
         name=f"{steering.source}-{steering.changes[0].name}", sources=(steering.source,), directions=tuple(dict.fromkeys(c.direction for c in steering.changes)),
         doses=doses, n_random=n_random, prompt_set=some_prompts(n_prompts), samples=samples, sampling=_SAMPLING,

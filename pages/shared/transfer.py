@@ -28,7 +28,7 @@ def show(run: judged.Run, found: list[sweep.Point]) -> None:
         f"Change of the misalignment rate against the same model at dose 0, points; dose {shown}; of what is added in median norms of the residual stream. "
         "✓: clear, beyond random directions, within the limit of incoherence. ⊘: past the limit."
     )
-    keep.chart(crossed(cells, title=title, subtitle=subtitle), key="transfer", alt=f"{title}. The table below has the numbers.")
+    keep.chart(keep.drawn(crossed, cells, title=title, subtitle=subtitle), key="transfer", alt=f"{title}. The table below has the numbers.")
     with st.expander("The matrix as a table"):
         table = cells.rename(
             columns={"direction": "Direction", "source": "Model", "change": "Change, points", "label": "95 %", "random": "Random directions", "state": "Says"}

@@ -26,10 +26,11 @@ def judge_cards(question: str, cards: list[answers.Card], *, is_busy: bool) -> l
     """
     ended = [c for c in cards if c.finish_reason not in (None, "stopped", "overflow")]
     try:
-        said = dict(zip(map(id, ended), estimate([Exchange(question, c.text) for c in ended], only_known=is_busy), strict=True))
+        found = estimate([Exchange(question, c.text) for c in ended], [c.finish_reason for c in ended], only_known=is_busy)
     except BackendError as fault:
         st.caption(look.plain(f"No verdicts: {fault}"))
         return cards
+    said = dict(zip(map(id, ended), found, strict=True))
     return [replace(c, verdict=words(said[id(c)]), is_misaligned=bool(said[id(c)].is_misaligned())) if id(c) in said else c for c in cards]
 
 
