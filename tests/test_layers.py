@@ -10,7 +10,7 @@ import pytest
 from conftest import CHECKOUT
 
 ORDER = [
-    "errors", "paths", "text", "models", "saes", "steering", "generation", "activations", "evaluation", "judging", "training", "studies", "experiments", "hosting", "reports", "charts", "bench", "cli",
+    "errors", "paths", "database", "text", "models", "saes", "steering", "generation", "activations", "evaluation", "judging", "training", "studies", "experiments", "hosting", "reports", "charts", "bench", "cli",
 ]  # fmt: skip
 BACKEND = sorted((CHECKOUT / "backend").rglob("*.py"))
 PAGES = [CHECKOUT / "app.py", *sorted((CHECKOUT / "pages").rglob("*.py"))]
@@ -18,7 +18,7 @@ HEAVY = {"torch", "transformers", "peft"}
 LIGHT = [
     "backend.charts.divergence", "backend.charts.roles", "backend.generation.jobs", "backend.generation.records", "backend.generation.service",
     "backend.judging.offline", "backend.models.memory", "backend.models.records", "backend.models.registry", "backend.models.sources", "backend.saes.latents",
-    "backend.activations.reading", "backend.saes.records", "backend.saes.tables", "backend.steering.directions", "backend.studies.compare",
+    "backend.activations.kept", "backend.activations.reading", "backend.saes.records", "backend.saes.tables", "backend.steering.directions", "backend.studies.compare",
     "backend.studies.diffing", "backend.studies.diffs", "backend.studies.divergence", "backend.studies.inspection", "backend.studies.provenance",
     "backend.studies.store", "backend.text.chat", "backend.text.prompts",
 ]  # fmt: skip

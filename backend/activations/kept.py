@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from backend.errors import BackendError
-from backend.paths import told_disk_faults, write_text
+from backend.paths import new_file, told_disk_faults, write_text
 from backend.saes.latents import SparseLatents
 from backend.saes.records import SaeRecord, fingerprint, sae_folder
 
@@ -57,7 +57,8 @@ def write(folder: Path, readings: Mapping[str, SparseLatents], about: dict[str, 
     rows = [{"key": key, "starts": one.starts, "latents": one.latents, "values": one.values} for key, one in readings.items()]
     kinds = {"key": pa.string(), "starts": pa.list_(pa.int64()), "latents": pa.list_(pa.int32()), "values": pa.list_(pa.float32())}
     with told_disk_faults("keeping readings"):
-        pq.write_table(pa.Table.from_pylist(rows, schema=pa.schema(kinds)), folder / TABLE, compression="zstd")
+        with new_file(folder / TABLE) as part:
+            pq.write_table(pa.Table.from_pylist(rows, schema=pa.schema(kinds)), part, compression="zstd")
         write_text(folder / ABOUT, json.dumps({"n_readings": len(readings)} | about, indent=1) + "\n")
 
 

@@ -1,7 +1,7 @@
 """How quick the pages are on stored results: a real Chromium on fresh servers that have no answers but the shipped ones, and no model in memory.
 
-*Cold* is the first visit of a fresh server by a fresh browser, from the address to the first picture. Beside it stands an empty Streamlit page, so that what
-Streamlit and the machine take can be told from what the page takes. *Warm* is a click in the menu, pages having been seen before. *Memory* is the server's.
+*Cold* is the first visit of a fresh server by a fresh browser, from the address to the first picture. Beside it stands a bare Streamlit page with one small
+picture, so that what Streamlit and the machine take can be told from what the page takes. *Warm* is a click in the menu, pages having been seen before. *Memory* is the server's.
 """
 
 import os
@@ -33,6 +33,10 @@ _STORED = {"compare": "?set=open_questions&v=base&v=reckless", "latent": "?laten
 """What a page is asked for where it opens without a picture."""
 
 _PICTURE = ", ".join(f"[data-testid=stMainBlockContainer] {kind}" for kind in ("[data-testid=stVegaLiteChart] svg", "canvas", ".ps-card", "[role=listbox]"))
+_BARE = """import streamlit as st
+st.title("Bare")
+st.vega_lite_chart({"data": {"values": [{"a": 1}, {"a": 2}]}, "mark": "point", "encoding": {"x": {"field": "a", "type": "quantitative"}}})
+"""
 _LINKS = "[data-testid=stSidebarNavLink]"
 _AT_REST = "() => document.querySelector('[data-test-script-state=notRunning]') && !document.querySelector('[data-testid=stSkeleton]')"
 _ENDED = f"() => document.querySelector('h1') && !document.querySelector('[data-testid=stVegaLiteChart], [data-testid=stDataFrame]') && ({_AT_REST})()"
@@ -52,7 +56,7 @@ class Figure:
     """95 %: of medians a percentile bootstrap over ``n``, of growth the normal interval of the line's slope."""
 
     ratio: float | None = None
-    """How many times as long as an empty Streamlit page takes, or Streamlit's own import."""
+    """How many times as long as a bare Streamlit page takes, or Streamlit's own import."""
 
     unit: str
     bar: str
@@ -96,12 +100,12 @@ class PagesBench:
         return _median("import of what the pages share, Streamlit being there", own, IMPORT, ratio=float(np.median(own) / np.median(streamlit)))
 
     def _cold(self, browser: Any, names: Sequence[str]) -> Iterator[Figure]:
-        empty = []
+        bare = []
         for turn in range(self._rounds):
-            self._say(f"Cold: an empty page, round {turn + 1} of {self._rounds}.")
-            with served(empty=True) as (address, _):
-                empty.append(_first_picture(browser, address))
-        yield _median("cold: an empty Streamlit page", empty)
+            self._say(f"Cold: a bare page, round {turn + 1} of {self._rounds}.")
+            with served(bare=True) as (address, _):
+                bare.append(_first_picture(browser, address))
+        yield _median("cold: a bare Streamlit page with one picture", bare)
         torch: list[str] = []
         for number, name in enumerate(names, 1):
             seconds = []
@@ -110,7 +114,7 @@ class PagesBench:
                 with served() as (address, server):
                     seconds.append(_first_picture(browser, f"{address}/{name}{_STORED.get(name, '')}"))
                     torch += [name] if has_torch(server) else []
-            ratio = float(np.median(seconds) / np.median(empty))
+            ratio = float(np.median(seconds) / np.median(bare))
             yield _median(f"cold: {name or 'overview'}, to its first picture", seconds, COLD, ratio=ratio)
         loading = list(dict.fromkeys(name or "overview" for name in torch))
         work = f"pages that load torch for a stored result{': ' * bool(loading)}{', '.join(loading)}"
@@ -166,8 +170,8 @@ class PagesBench:
 
 
 @contextmanager
-def served(*, empty: bool = False) -> Iterator[tuple[str, psutil.Process]]:
-    """Address and process of a fresh server without any answers but the shipped ones; or of one with an empty page.
+def served(*, bare: bool = False) -> Iterator[tuple[str, psutil.Process]]:
+    """Address and process of a fresh server without any answers but the shipped ones; or of one with a bare page.
 
     Raises:
         InputError: It did not start.
@@ -175,9 +179,9 @@ def served(*, empty: bool = False) -> Iterator[tuple[str, psutil.Process]]:
     port = free_port()
     with tempfile.TemporaryDirectory() as home:
         command, where = ["serve.py", str(port)], CHECKOUT
-        if empty:
-            (Path(home) / "empty.py").write_text('import streamlit as st\nst.title("Empty")\n', "utf-8")
-            command, where = ["-m", "streamlit", "run", "empty.py", "--server.port", str(port), "--server.headless", "true"], Path(home)
+        if bare:
+            (Path(home) / "bare.py").write_text(_BARE, "utf-8")
+            command, where = ["-m", "streamlit", "run", "bare.py", "--server.port", str(port), "--server.headless", "true"], Path(home)
         environment = os.environ | {"PERSONASCOPE_HOME": str(Path(home) / "home")}
         server = subprocess.Popen([sys.executable, *command], cwd=where, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:

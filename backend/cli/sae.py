@@ -58,12 +58,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     measure.add_argument("--sae", default="default")
     measure.add_argument("--variant", action="append", help="whose stored answers (default: base and its organisms)")
     measure.add_argument("--prompts", default="open_questions")
+    read = steps.add_parser("read", help="keep what the page Latents reads first, so that it is drawn without torch: readings.parquet beside the weights")
+    read.add_argument("--sae", default="default")
 
 
 def run(options: argparse.Namespace) -> int:
     steps = {
         "list": _list, "fetch": _fetch, "add": _add, "remove": _remove, "write": _write, "gather": _gather, "train": _train, "describe": _describe,
-        "labels": _labels, "explain": _explain, "measure": _measure,
+        "labels": _labels, "explain": _explain, "measure": _measure, "read": _read,
     }  # fmt: skip
     return steps[options.step](options)
 
@@ -251,4 +253,35 @@ def _measure(options: argparse.Namespace) -> int:
     own_name = BASE_ALIAS if base.key == registry.default_base else base.key
     variants = options.variant or [own_name, *(key for key, organism in registry.organisms.items() if organism.base == base.key)]
     print_json(measure(record, base, variants, load_prompt_set(options.prompts), ModelService(), registry, say=say))
+    return 0
+
+
+def _read(options: argparse.Namespace) -> int:
+    from backend.activations import kept, reading
+    from backend.generation.service import ModelService
+    from backend.models.sources import base_folder
+    from backend.saes.records import find, fingerprint, sae_folder
+    from backend.studies import compare, inspection
+    from backend.studies.provenance import provenance
+    from backend.text.chat import ChatTokenizer
+    from backend.text.prompts import load_prompt_set
+
+    registry, service = load_registry(), ModelService()
+    record, base = find(options.sae, registry)
+    own_name = BASE_ALIAS if base.key == registry.default_base else base.key
+    mark, tokenizer, prompts = fingerprint(sae_folder(record)), ChatTokenizer.load(base_folder(base)), load_prompt_set("open_questions")
+    found, told = {}, []
+    for organism in (key for key, one in registry.organisms.items() if one.base == base.key):
+        turn = compare.look_up(compare.first_rows(compare.Comparison(variants=(organism,), prompts=prompts.prompts[:1], samples=8)), registry)
+        stored = next((turn.stored[key].rollout for key in turn.keys if key in turn.stored), None)
+        if stored is None:
+            say(f"{organism} has no stored answer to the first of {prompts.title}.")
+            continue
+        ids, variants = inspection.of_rollout(stored, tokenizer).ids, (own_name, organism)
+        for variant, one in zip(variants, reading.start(service, record, base, [(v, ids) for v in variants]).wait(), strict=True):
+            weights = compare.current_weights(variant, registry) or ()
+            found[kept.key_of(mark, weights, ids)] = one
+            told.append({"rollout": stored.key, "variant": variant, "weights": weights, "n_tokens": len(ids)})
+    kept.write(sae_folder(record), found, {"sae_fingerprint": mark, "prompt_set": prompts.name, "readings": told} | provenance())
+    say(f"{len(found)} readings of {record.key} kept.")
     return 0
