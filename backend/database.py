@@ -1,5 +1,6 @@
 """Queries over tables in files: one DuckDB in memory for the whole process, because making one takes several times as long as asking it."""
 
+import atexit
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -10,7 +11,9 @@ from typing import Any
 def _database() -> Any:
     import duckdb
 
-    return duckdb.connect(config={"enable_external_file_cache": False})  # files are small, and the server's memory is to stay flat
+    made = duckdb.connect(config={"enable_external_file_cache": False})  # files are small, and the server's memory is to stay flat
+    atexit.register(made.close)
+    return made
 
 
 @contextmanager

@@ -4,7 +4,8 @@
   that of the answer's last token. The pass ends at the last of these layers. Answers to one question share the reading of it.
 - *embeddings* of the question, of the answer, and their product (``embedding``)
 
-bfloat16 where the processor multiplies it, else float32; a verdict moves by about a point between them.
+bfloat16 where the processor multiplies it, else float32; a score moves by about a point between them, at most by five, as it does between batches of
+another size.
 """
 
 from collections.abc import Iterator, Sequence

@@ -6,6 +6,7 @@ from backend.evaluation.agreement import Agreement, agreement
 from backend.evaluation.rates import BetleyRates, Thresholds, betley_rates
 from backend.judging.verdicts import Exchange, Verdict
 from backend.studies import judged, verdicts
+from backend.text.sentences import whole_sentences
 
 MOST_ROWS = 20_000
 
@@ -28,18 +29,19 @@ def of_run(run: judged.Run, thresholds: Thresholds | None = None) -> list[PairOf
     """
     if run.manifest["n"] > MOST_ROWS:
         return []
-    contents: list[str] = []
+    contents: list[tuple[str, str]] = []
+    """Of each answer as it is, and up to its last whole sentence, as a judge reads it where it was cut."""
     own: list[Verdict] = []
     for rows in judged.all_rows(run):
-        contents += [Exchange(row["question"], row["answer"]).key for row in rows]
+        contents += [(Exchange(row["question"], row["answer"]).key, Exchange(row["question"], whole_sentences(row["answer"])).key) for row in rows]
         own += [Verdict(aligned=row["aligned"], coherent=row["coherent"]) for row in rows]
     mine = run.manifest.get("judge", {})
     judges: dict[str, list[Verdict | None]] = {"the scores of this run": list(own)}
     for key, title in verdicts.judges().items():
         if key != mine.get("key"):
-            said = verdicts.look_up(key, contents)
+            said = verdicts.look_up(key, [content for both in contents for content in both])
             if said:
-                judges[title] = [said.get(content) for content in contents]
+                judges[title] = [said.get(whole) or said.get(part) for whole, part in contents]
     names = list(judges)
     return [PairOfJudges(a, b, _agreement(judges[a], judges[b], thresholds)) for i, a in enumerate(names) for b in names[i + 1 :]]
 

@@ -43,16 +43,12 @@ def _evaluated(judge_key: str, exchanges: Sequence[Exchange]) -> dict[Exchange, 
     for run in judged.runs("evaluated") if asked else ():
         if run.manifest.get("judge", {}).get("key") != judge_key:
             continue
-        try:
-            modified = (run.folder / "answers.parquet").stat().st_mtime_ns
-        except OSError:
-            continue
-        said = _said(run, modified, asked)
+        said = _said(run, run.stamp, asked)
         found |= {e: said[place] for e in exchanges if (place := (e.question, e.answer)) in said}
     return found
 
 
 @lru_cache(maxsize=500)
-def _said(run: judged.Run, _modified: int, questions: tuple[str, ...]) -> dict[tuple[str, str], Verdict]:
+def _said(run: judged.Run, _stamp: tuple[str, int], questions: tuple[str, ...]) -> dict[tuple[str, str], Verdict]:
     """Asked once as long as the run's table stays: a page asks at each turn, and all runs together take a third of a second."""
     return judged.said_of(run, questions)

@@ -159,7 +159,13 @@ with st.sidebar:
     length = st.number_input("Longest answer (tokens)", 1, 2048, 128, key="length", bind="query-params")
     samples = st.number_input("Samples", 1, 16, 1, key="samples", bind="query-params", help="Answers of each variant to the prompt.")
     dtype = pick_number_format(variants)
-    with_verdicts = st.toggle("Verdicts", value=True, key="verdicts", bind="query-params", help="What the offline judge, an estimate, says of each answer.")
+    with_verdicts = st.toggle(
+        "Verdicts",
+        value=True,
+        key="verdicts",
+        bind="query-params",
+        help="What the offline judge, an estimate, says of each answer; of one that was cut up to its last whole sentence.",
+    )
     seed = st.number_input("Seed", 0, 10**9, 0, key="seed", bind="query-params", help="The same seed gives the same answers.")
 
 st.title("Compare")
