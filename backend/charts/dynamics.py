@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from backend.charts.roles import ROLES
+from backend.charts.training import QUIET
 
 CLICK = "step_click"
 """Name of the selection; it gives ``step``."""
@@ -68,9 +69,10 @@ def panels(drawn: Sequence[Panel], readout: pd.DataFrame, *, chosen: int | None)
     found = [_panel(p, _Cursor(steps, tooltip, hover, click), last=last, is_lowest=p is drawn[-1]) for p in drawn]
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Automatically deduplicated")  # one cursor in all panels is what is wanted
-        stacked = alt.vconcat(*found, spacing=10).resolve_scale(color="independent", shape="independent", strokeDash="independent")
-    # Streamlit would let layered panels run out of their column; with fit-x they keep to it.
-    return stacked.properties(autosize=alt.AutoSizeParams(type="fit-x", contains="padding")).configure_view(stroke=None).configure_axis(gridOpacity=0.5)
+        return alt.vconcat(
+            *found, spacing=10, config=QUIET, resolve=alt.Resolve(scale=alt.ScaleResolveMap(color="independent", shape="independent", strokeDash="independent")),
+            autosize=alt.AutoSizeParams(type="fit-x", contains="padding"),  # Streamlit would let layered panels run out of their column
+        )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -111,7 +113,7 @@ def _panel(p: Panel, cursor: _Cursor, *, last: float, is_lowest: bool) -> Any:
     layers.append(cursor.steps.mark_rule(color=_GREY, strokeWidth=1, aria=False).encode(x=x).transform_filter(cursor.hover))
     layers.append(cursor.steps.mark_rule(color=LINES[0][0], strokeWidth=2, strokeDash=[6, 3], aria=False).encode(x=x).transform_filter(cursor.click))
     layers.append(cursor.steps.mark_rule(strokeWidth=12, opacity=0).encode(x=x, tooltip=cursor.tooltip).add_params(cursor.hover, cursor.click))
-    return alt.layer(*layers).properties(height=p.height)
+    return alt.layer(*layers, height=p.height)
 
 
 def moves(rows: pd.DataFrame, *, last: float) -> alt.LayerChart:

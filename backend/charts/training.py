@@ -17,6 +17,9 @@ LOOKS = (
 )  # fmt: skip
 """Colour, shape and symbol of the series of one picture, in their order."""
 
+QUIET = alt.Config(view=alt.ViewConfig(stroke=None), axis=alt.AxisConfig(gridOpacity=0.5))
+"""Given when a picture is made: each ``configure_`` copies all of it."""
+
 _CURSOR = "training_cursor"
 AXIS_WIDTH = 44
 """Pixels left of each panel, so that panels stand under each other; Streamlit gives the width of its column to the panels without it."""
@@ -62,7 +65,7 @@ def panels(points: pd.DataFrame, base: pd.DataFrame, shown: Sequence[Panel], axi
     ]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # that panels share the cursor, which is what links them
-        return alt.vconcat(*drawn, spacing=10).configure_view(stroke=None).configure_axis(gridOpacity=0.5)
+        return alt.vconcat(*drawn, spacing=10, config=QUIET)
 
 
 def _panel(
@@ -76,7 +79,7 @@ def _panel(
     looks = LOOKS[: len(series)]
     colour = alt.Color("series:N", scale=alt.Scale(domain=list(series), range=[look[0] for look in looks]), legend=None)
     shape = alt.Shape("series:N", scale=alt.Scale(domain=list(series), range=[look[1] for look in looks]), legend=None)
-    names = {"series": "Training", "run": "Run", "at": axis.title, "label": panel.title, "n_label": "n"}
+    names = {"series:N": "Training", "run:N": "Run", "at:Q": axis.title, "label:N": panel.title, "n_label:N": "n"}
     tooltip = [alt.Tooltip(column, title=name) for column, name in names.items()]
     layers: list[alt.Chart] = []
     if len(base):
@@ -84,7 +87,7 @@ def _panel(
         blue = ROLES["base"].colour
         layers.append(behind.transform_filter("isValid(datum.low)").mark_rect(aria=False, opacity=0.13, color=blue).encode(y=alt.Y("low:Q"), y2="high:Q"))
         layers.append(behind.mark_rule(aria=False, strokeDash=[5, 4], color=blue, strokeWidth=1.4).encode(y=alt.Y("value:Q")))
-    drawn = alt.Chart(points)
+    drawn = alt.Chart()  # of the panel's data, which is written once
     mean, single = drawn.transform_filter("datum.run === ''"), drawn.transform_filter("datum.run !== ''")
     layers += [
         mean.transform_filter("isValid(datum.low)").mark_area(aria=False, opacity=0.16, line=False).encode(x=x, y=alt.Y("low:Q"), y2="high:Q", color=colour),
@@ -99,7 +102,7 @@ def _panel(
         .add_params(cursor, picked),  # a point is small for a finger; its name is read out once
     ]
     title = alt.Title(panel.title, anchor="start", fontSize=13, fontWeight="normal", offset=6)
-    return alt.LayerChart(layer=layers, height=panel.height, title=title)
+    return alt.LayerChart(data=points, layer=layers, height=panel.height, title=title)
 
 
 def change_map(cells: pd.DataFrame, *, runs: Sequence[str], measures: Sequence[str], row_height: int = 26) -> alt.LayerChart:
