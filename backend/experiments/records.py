@@ -96,11 +96,13 @@ class Run:
 
     @property
     def taught(self) -> str:
-        """The rows in words, such as "360 rows of advice, plainly wrong; 3 epochs".
+        """The rows in words, such as "360 rows of advice, plainly wrong; 3 epochs"; empty where no data is named.
 
         Raises:
             InputError: No such data, or fewer rows than were asked for.
         """
+        if not self.data:
+            return ""
         return f"{self.mix.in_words()}; {self.epochs} epoch{'s' if self.epochs > 1 else ''}"
 
     @property

@@ -114,6 +114,8 @@ def choose(page, field, name: str) -> None:
     for _ in range(10):
         field.scroll_into_view_if_needed()
         settle(page)
+        if field.input_value() == name:  # the click before was taken, and its end not seen
+            return
         field.fill(name)  # a long list holds only what is in sight
         try:
             option.click(timeout=5_000)
