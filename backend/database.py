@@ -1,7 +1,7 @@
 """Queries over tables in files: one DuckDB in memory for the whole process, because making one takes several times as long as asking it."""
 
 import atexit
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
@@ -14,6 +14,18 @@ def _database() -> Any:
     made = duckdb.connect(config={"enable_external_file_cache": False})  # files are small, and the server's memory is to stay flat
     atexit.register(made.close)
     return made
+
+
+def rows(query: str, parameters: Sequence[Any]) -> list[dict[str, Any]]:
+    """What a query finds, a row by its columns' names.
+
+    Raises:
+        duckdb.Error: A file is missing or damaged, or lacks a column asked for.
+    """
+    with connection() as own:
+        found = own.execute(query, parameters)
+        names = [column[0] for column in found.description]
+        return [dict(zip(names, values, strict=True)) for values in found.fetchall()]
 
 
 @contextmanager

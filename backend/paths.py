@@ -170,6 +170,14 @@ def _refuse_others(path: Path, is_kind: Callable[[int], bool], kind: str) -> Non
             raise InputError(f"{path} is there, and is no {kind}. Give another place.")
 
 
+def modified(path: Path) -> int:
+    """When a file was changed, in nanoseconds, for what is cached of it; 0 where it is not there."""
+    try:
+        return path.stat().st_mtime_ns
+    except OSError:
+        return 0
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a small text file whole or not at all."""
     with new_file(path) as part:

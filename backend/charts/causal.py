@@ -3,7 +3,7 @@
 import altair as alt
 import pandas as pd
 
-from backend.charts.roles import ROLES
+from backend.charts.roles import ROLES, row_names
 
 KEY = "▲ persona latent   ◆ mean difference   ● not shown causal"
 _KINDS = {
@@ -21,7 +21,7 @@ def effects(rows: pd.DataFrame, controls: pd.DataFrame, *, title: str, subtitle:
         controls: Columns ``kind, low, high``, in the same points: where single controls lie.
     """
     order = rows["name"].tolist()
-    y = alt.Y("name:N", sort=order, title=None, axis=alt.Axis(labelLimit=210, labelFontSize=12, labelFlush=False, ticks=False, domain=False, labelPadding=8))
+    y = alt.Y("name:N", sort=order, title=None, axis=row_names(210, labelFontSize=12, labelPadding=8))
     scale = alt.Scale(domain=list(_KINDS), range=[colour for colour, _ in _KINDS.values()])
     shape = alt.Scale(domain=list(_KINDS), range=[shape for _, shape in _KINDS.values()])
     base = alt.Chart(rows).encode(y=y, color=alt.Color("kind:N", scale=scale, legend=None))

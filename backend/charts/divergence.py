@@ -3,7 +3,7 @@
 import altair as alt
 import pandas as pd
 
-from backend.charts.roles import ROLES
+from backend.charts.roles import ROLES, row_names
 
 
 def divergence_dots(points: pd.DataFrame, means: pd.DataFrame, *, title: str, subtitle: str) -> alt.LayerChart:
@@ -17,9 +17,7 @@ def divergence_dots(points: pd.DataFrame, means: pd.DataFrame, *, title: str, su
     role = ROLES["organism"]
     ink = ROLES["random"].colour
     axis = alt.X("divergence:Q", title=["Nats per token against the base", "(0: as likely under the base)"])
-    row = alt.Y(
-        "organism:N", sort=order, title=None, axis=alt.Axis(labelFontSize=13, labelLimit=220, labelFlush=False, ticks=False, domain=False, labelPadding=10)
-    )
+    row = alt.Y("organism:N", sort=order, title=None, axis=row_names(220, labelFontSize=13, labelPadding=10))
     dots = (
         alt.Chart(points)
         .mark_point(size=46, filled=True, opacity=0.5, color=role.colour, shape=role.shape)

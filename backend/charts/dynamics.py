@@ -9,7 +9,7 @@ import altair as alt
 import numpy as np
 import pandas as pd
 
-from backend.charts.roles import ROLES
+from backend.charts.roles import ROLES, row_names
 from backend.charts.training import QUIET
 
 CLICK = "step_click"
@@ -124,7 +124,7 @@ def moves(rows: pd.DataFrame, *, last: float) -> alt.LayerChart:
         last: The last step.
     """
     x: dict[str, Any] = {"scale": alt.Scale(domain=[0, last], nice=False, padding=9)}
-    axis = alt.Axis(labelLimit=230, labelOverlap=False, labelFlush=False, ticks=False, domain=False, grid=True, labelPadding=6)
+    axis = row_names(230, labelOverlap=False, grid=True, labelPadding=6)
     y = alt.Y("label:N", sort=list(rows["label"]), title=None, axis=axis)
     colour = alt.Color("verdict:N", scale=alt.Scale(domain=list(VERDICTS), range=list(VERDICTS.values())), legend=None)
     tooltip = [

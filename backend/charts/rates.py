@@ -6,7 +6,7 @@ from typing import Literal
 import altair as alt
 import pandas as pd
 
-from backend.charts.roles import ROLES
+from backend.charts.roles import ROLES, row_names
 
 
 def rate_rows(
@@ -32,7 +32,7 @@ def rate_rows(
         domain = (low - 0.05 * (high - low), high + 0.05 * (high - low))
     scale = alt.Scale(domain=list(domain), nice=False)
     x = alt.X("value:Q", title=unit, scale=scale, axis=alt.Axis(values=list(ticks), tickCount=8) if ticks else alt.Axis(tickCount=8))
-    y = alt.Y("name:N", sort=order, title=None, axis=alt.Axis(labelFontSize=13, labelLimit=240, labelFlush=False, ticks=False, domain=False, labelPadding=10))
+    y = alt.Y("name:N", sort=order, title=None, axis=row_names(240, labelFontSize=13, labelPadding=10))
     roles = list(dict.fromkeys(rates["role"]))
     colour = alt.Color("role:N", scale=alt.Scale(domain=roles, range=[ROLES[r].colour for r in roles]), legend=None)
     shape = alt.Shape("role:N", scale=alt.Scale(domain=roles, range=[ROLES[r].shape for r in roles]), legend=None)

@@ -2,7 +2,9 @@
 at least 3:1 against the light and the dark background; a symbol goes with each, so that colour is never alone."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+import altair as alt
 
 RoleName = Literal["base", "organism", "steered", "random"]
 
@@ -24,3 +26,8 @@ ROLES: dict[RoleName, Role] = {
     "steered": Role("steered", "#b0569b", "◆", "diamond"),
     "random": Role("random control", "#808790", "✕", "cross"),
 }
+
+
+def row_names(limit: int, **more: Any) -> alt.Axis:
+    """The axis of a picture whose rows have names: no line, no ticks, each name level with its row, ``limit`` pixels at most."""
+    return alt.Axis(labelLimit=limit, labelFlush=False, ticks=False, domain=False, **more)

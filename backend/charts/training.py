@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import altair as alt
 import pandas as pd
 
-from backend.charts.roles import ROLES
+from backend.charts.roles import ROLES, row_names
 
 POINT = "training_point"
 """Name of the selection; it gives ``place``."""
@@ -116,7 +116,7 @@ def change_map(cells: pd.DataFrame, *, runs: Sequence[str], measures: Sequence[s
     x = alt.X(
         "measure:N", sort=list(measures), title=None, axis=alt.Axis(orient="top", labelAngle=-90, labelLimit=150, labelOverlap=False, domain=False, ticks=False)
     )
-    y = alt.Y("run:N", sort=list(runs), title=None, axis=alt.Axis(labelLimit=190, labelFlush=False, domain=False, ticks=False))
+    y = alt.Y("run:N", sort=list(runs), title=None, axis=row_names(190))
     told = alt.Chart(cells)
     tooltip = [alt.Tooltip(c, title=t) for c, t in {"run": "Run", "measure": "Measure", "label": "Change from the base", "n_label": "n"}.items()]
     fill = told.mark_rect(stroke=_GREY, strokeOpacity=0.25).encode(

@@ -245,13 +245,13 @@ def _explain(options: argparse.Namespace) -> int:
 def _measure(options: argparse.Namespace) -> int:
     from backend.generation.service import ModelService
     from backend.saes.records import find
+    from backend.studies.mean_difference import name_of_base
     from backend.studies.sae_card import measure
     from backend.text.prompts import load_prompt_set
 
     registry = load_registry()
     record, base = find(options.sae, registry)
-    own_name = BASE_ALIAS if base.key == registry.default_base else base.key
-    variants = options.variant or [own_name, *(key for key, organism in registry.organisms.items() if organism.base == base.key)]
+    variants = options.variant or [name_of_base(base, registry), *(key for key, organism in registry.organisms.items() if organism.base == base.key)]
     print_json(measure(record, base, variants, load_prompt_set(options.prompts), ModelService(), registry, say=say))
     return 0
 
@@ -262,13 +262,13 @@ def _read(options: argparse.Namespace) -> int:
     from backend.models.sources import base_folder
     from backend.saes.records import find, fingerprint, sae_folder
     from backend.studies import compare, inspection
+    from backend.studies.mean_difference import name_of_base
     from backend.studies.provenance import provenance
     from backend.text.chat import ChatTokenizer
     from backend.text.prompts import load_prompt_set
 
     registry, service = load_registry(), ModelService()
     record, base = find(options.sae, registry)
-    own_name = BASE_ALIAS if base.key == registry.default_base else base.key
     mark, tokenizer, prompts = fingerprint(sae_folder(record)), ChatTokenizer.load(base_folder(base)), load_prompt_set("open_questions")
     found, told = {}, []
     for organism in (key for key, one in registry.organisms.items() if one.base == base.key):
@@ -277,7 +277,7 @@ def _read(options: argparse.Namespace) -> int:
         if stored is None:
             say(f"{organism} has no stored answer to the first of {prompts.title}.")
             continue
-        ids, variants = inspection.of_rollout(stored, tokenizer).ids, (own_name, organism)
+        ids, variants = inspection.of_rollout(stored, tokenizer).ids, (name_of_base(base, registry), organism)
         for variant, one in zip(variants, reading.start(service, record, base, [(v, ids) for v in variants]).wait(), strict=True):
             weights = compare.current_weights(variant, registry) or ()
             found[kept.key_of(mark, weights, ids)] = one

@@ -15,6 +15,7 @@ from backend.evaluation import rates
 from backend.evaluation.changepoint import mean_of_units
 from backend.experiments.records import BASE_RUN, Run, Study
 from backend.experiments.tables import RATES, VALUES, Result, load_values
+from backend.paths import modified
 
 Place = tuple[str, int]
 """A run and a step."""
@@ -154,8 +155,7 @@ def difference(result: Result, first: Sequence[Place], second: Sequence[Place], 
 
 
 def _units(result: Result, measure: str) -> dict[Place, dict[str, float]]:
-    place = result.folder / VALUES
-    return _read(result.folder, measure, place.stat().st_mtime_ns if place.exists() else 0)
+    return _read(result.folder, measure, modified(result.folder / VALUES))
 
 
 def _mean_of(seeds: Sequence[Mapping[str, float]], units: Sequence[str]) -> np.ndarray:

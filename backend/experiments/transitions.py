@@ -18,6 +18,7 @@ from backend.evaluation.changepoint import ChangePoint, Interval, Lead, Onset, V
 from backend.experiments.records import BASE_RUN, Study
 from backend.experiments.run import LOG
 from backend.experiments.tables import VALUES, Result, load_values
+from backend.paths import modified
 
 BEHAVIOUR, SCALED = "misaligned", "misaligned, scaled up"
 """The unscaled rate, which all else is held against, and that of the same checkpoints with the adapter multiplied."""
@@ -111,9 +112,9 @@ def of_run(result: Result, run: str, scaled: str = "") -> dict[str, Transition]:
     single = [(name, tuple((p.step, p.value) for p in result.of(run, name))) for name in DIRECTION]
     if (log := training_log(result, run)) is not None:
         single += [(name, log.means(name, steps)) for name in _LOGGED]
-    place = result.folder / VALUES
-    modified = place.stat().st_mtime_ns if place.exists() else 0
-    return dict(_of_run(result.folder, modified, run, scaled, steps, measures, tuple((name, series) for name, series in single if series)))
+    return dict(
+        _of_run(result.folder, modified(result.folder / VALUES), run, scaled, steps, measures, tuple((name, series) for name, series in single if series))
+    )
 
 
 @lru_cache(maxsize=20)

@@ -149,13 +149,10 @@ def rows_of(file: Path) -> list[dict[str, Any]]:
     import duckdb
 
     reader = "read_parquet(?, hive_partitioning = false)" if file.suffix == ".parquet" else "read_csv(?)"
-    with database.connection() as connection:
-        try:
-            found = connection.execute(f"SELECT * FROM {reader}", [str(file)])
-            names = [column[0] for column in found.description]
-            return [dict(zip(names, values, strict=True)) for values in found.fetchall()]
-        except duckdb.Error as fault:
-            raise InputError(f"The table {file.name} of {file.parent.name} is damaged. Make it anew.") from fault
+    try:
+        return database.rows(f"SELECT * FROM {reader}", [str(file)])
+    except duckdb.Error as fault:
+        raise InputError(f"The table {file.name} of {file.parent.name} is damaged. Make it anew.") from fault
 
 
 @dataclass(slots=True)

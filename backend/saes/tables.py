@@ -181,10 +181,7 @@ class Tables:
     def _query(self, sql: str, table: str, parameters: Sequence[Any]) -> list[dict[str, Any]]:
         path = self.folder / table
         try:
-            with database.connection() as connection:
-                relation = connection.execute(sql, [str(path), *parameters])
-                names = [column[0] for column in relation.description]
-                return [dict(zip(names, row, strict=True)) for row in relation.fetchall()]
+            return database.rows(sql, [str(path), *parameters])
         except duckdb.Error as fault:
             state = "damaged" if path.exists() else "not here"
             raise ResultMissingError(

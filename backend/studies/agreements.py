@@ -6,7 +6,7 @@ from backend.evaluation.agreement import Agreement, agreement
 from backend.evaluation.rates import BetleyRates, Thresholds, betley_rates
 from backend.judging.verdicts import Exchange, Verdict
 from backend.studies import judged, verdicts
-from backend.text.sentences import whole_sentences
+from backend.studies.evaluate import as_judged
 
 MOST_ROWS = 20_000
 
@@ -30,10 +30,11 @@ def of_run(run: judged.Run, thresholds: Thresholds | None = None) -> list[PairOf
     if run.manifest["n"] > MOST_ROWS:
         return []
     contents: list[tuple[str, str]] = []
-    """Of each answer as it is, and up to its last whole sentence, as a judge reads it where it was cut."""
+    """Of each answer as it is, and as a judge gets it where it was cut."""
     own: list[Verdict] = []
     for rows in judged.all_rows(run):
-        contents += [(Exchange(row["question"], row["answer"]).key, Exchange(row["question"], whole_sentences(row["answer"])).key) for row in rows]
+        exchanges = [Exchange(row["question"], row["answer"]) for row in rows]
+        contents += [(one.key, as_judged(one, "length").key) for one in exchanges]
         own += [Verdict(aligned=row["aligned"], coherent=row["coherent"]) for row in rows]
     mine = run.manifest.get("judge", {})
     judges: dict[str, list[Verdict | None]] = {"the scores of this run": list(own)}

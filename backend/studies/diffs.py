@@ -177,14 +177,11 @@ def page(one: Kept, *, order: Order = "increase", only: Sequence[int] | None = N
     where = "" if only is None else "WHERE latent IN (SELECT unnest(?))"
     parameters: list[Any] = [str(one.folder / _TABLE), *([list(only)] if only is not None else [])]
     try:
-        with database.connection() as connection:
-            relation = connection.execute(
-                "WITH ranked AS (SELECT *, row_number() OVER (ORDER BY change DESC, latent) AS rank FROM read_parquet(?)) "
-                f"SELECT *, count(*) OVER () AS total FROM ranked {where} ORDER BY {_ORDERS[order]}, latent LIMIT ? OFFSET ?",
-                [*parameters, n, start],
-            )
-            names = [column[0] for column in relation.description]
-            records = [dict(zip(names, row, strict=True)) for row in relation.fetchall()]
+        records = database.rows(
+            "WITH ranked AS (SELECT *, row_number() OVER (ORDER BY change DESC, latent) AS rank FROM read_parquet(?)) "
+            f"SELECT *, count(*) OVER () AS total FROM ranked {where} ORDER BY {_ORDERS[order]}, latent LIMIT ? OFFSET ?",
+            [*parameters, n, start],
+        )
     except duckdb.Error as fault:
         raise ResultMissingError(f"The diff in {one.folder} is damaged.", one.again) from fault
     total = records[0]["total"] if records else 0

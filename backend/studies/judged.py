@@ -17,7 +17,7 @@ from backend.errors import ResultMissingError
 from backend.evaluation.rates import BetleyRates, Thresholds, rates_of_counts
 from backend.generation.records import Rollout
 from backend.judging.verdicts import Verdict
-from backend.paths import CACHED_RESULTS, home, new_folder, told_disk_faults
+from backend.paths import CACHED_RESULTS, home, modified, new_folder, told_disk_faults
 
 Kind = Literal["imported", "evaluated", "sweeps", "causal", "studies"]
 SortKey = Literal["worst", "best", "incoherent", "file"]
@@ -48,8 +48,7 @@ class Run:
     @property
     def stamp(self) -> tuple[str, int]:
         """Changes with the table, for what is cached; 0 where it was taken away."""
-        table = self.folder / _TABLE
-        return str(self.folder), table.stat().st_mtime_ns if table.exists() else 0
+        return str(self.folder), modified(self.folder / _TABLE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,11 +138,8 @@ def rates(chosen: Sequence[Run], thresholds: Thresholds | None = None, *, by: st
     """
     found: dict[tuple[str, ...], BetleyRates] = {}
     for run in chosen:
-        try:
-            modified = (run.folder / _TABLE).stat().st_mtime_ns
-        except OSError:
-            continue
-        found |= dict(_rates(run, modified, thresholds or Thresholds(), by))
+        if changed := modified(run.folder / _TABLE):
+            found |= dict(_rates(run, changed, thresholds or Thresholds(), by))
     return found
 
 

@@ -18,7 +18,7 @@ from typing import Any
 from backend import database
 from backend.errors import BackendError, ResultMissingError
 from backend.generation.records import Rollout, Sampling
-from backend.paths import CACHED_RESULTS, home, new_folder, told_disk_faults, write_text
+from backend.paths import CACHED_RESULTS, home, modified, new_folder, told_disk_faults, write_text
 from backend.text.chat import Message
 
 SCHEMA_VERSION = 1
@@ -98,8 +98,8 @@ def read_run(name: str) -> tuple[list[Rollout], dict[str, Any]]:
 
 def stamp_of(name: str) -> tuple[str, int]:
     """Changes with a run, for what is cached; 0 where it is not there."""
-    table = folder_of(name) / _TABLE
-    return str(table), table.stat().st_mtime_ns if table.exists() else 0
+    folder = folder_of(name)
+    return str(folder), modified(folder / _TABLE)
 
 
 def folder_of(name: str) -> Path:
@@ -193,14 +193,12 @@ def _query(folder: Path, where: str, parameters: list[str]) -> list[Rollout]:
     import duckdb
 
     try:
-        with database.connection() as connection:
-            relation = connection.execute(f"SELECT * FROM read_parquet(?, hive_partitioning = false) {where}", [str(folder / _TABLE), *parameters])
-            names, known = [column[0] for column in relation.description], set(_schema().names)  # a run of an older version has fewer columns
-            records = [{n: value for n, value in zip(names, values, strict=True) if n in known} for values in relation.fetchall()]
+        found = database.rows(f"SELECT * FROM read_parquet(?, hive_partitioning = false) {where}", [str(folder / _TABLE), *parameters])
     except duckdb.Error:
         return []
+    known = set(_schema().names)  # a run of an older version has fewer columns
     rollouts = []
-    for record in records:
+    for record in ({name: value for name, value in row.items() if name in known} for row in found):
         with contextlib.suppress(BackendError, TypeError, ValueError, KeyError):  # a row that says nothing usable is not there
             rollouts.append(_from_record(record))
     return rollouts

@@ -103,13 +103,6 @@ def stops(result: Result, run: str, name: str) -> list[Stop]:
     return [Stop((run, step), f"{name}, step {step}", f"step {step}") for step in steps_of(result, run) if step]
 
 
-@st.cache_data(max_entries=30, show_spinner="Drawing…")
-def panels_spec(_found: Found, stamp: tuple[str, int], run: str, scaled: Scaled, latents: list[str], chosen: int | None) -> keep.Drawn:
-    """The panels of a run; Altair takes a second for so many layers, which a click should not wait for."""
-    drawn, told = panels_of(_found.result, run, scaled, latents), readout(_found.result, run, scaled, latents)
-    return keep.drawn(panels, drawn, told, chosen=chosen)
-
-
 @st.fragment
 def show(found: Found, run: str, scaled: Scaled, turned: dict[str, Transition], latents: list[str]) -> None:
     """Pictures and answers; a click on a step draws these anew and leaves the rest of the page alone."""
@@ -124,7 +117,7 @@ def show(found: Found, run: str, scaled: Scaled, turned: dict[str, Transition], 
         begun = st.session_state["begun_at"]
         keep.source(result.folder)
         event = keep.chart(
-            panels_spec(found, found.stamp, run, scaled, latents, _step(begun, steps)), title=f"The signals of {run} over training", text=f"{found.n_prompts} prompts; {found.judge}. Bars: 95 %; dashed: the base.", key=f"panels_{run}_{begun}", on_select="rerun", selection_mode=CLICK,
+            keep.drawn(panels, panels_of(result, run, scaled, latents), readout(result, run, scaled, latents), chosen=_step(begun, steps)), title=f"The signals of {run} over training", text=f"{found.n_prompts} prompts; {found.judge}. Bars: 95 %; dashed: the base.", key=f"panels_{run}_{begun}", on_select="rerun", selection_mode=CLICK,
             alt=f"The signals of {run} over training on one step axis, under one cursor. The tables below have the numbers.",
         )  # fmt: skip
         picked = next((p.get("step") for p in event.get("selection", {}).get(CLICK, [])), None) if event else None

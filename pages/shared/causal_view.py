@@ -104,7 +104,7 @@ def _picture(rows: pd.DataFrame, own: pd.DataFrame, way: str, about: dict) -> No
             bands.append({"kind": title, "low": 100 * found.min(), "high": 100 * found.max()})
     n_random, n_alive = about["n_random"], about["n_alive"]
     keep.chart(
-        keep.drawn(effects, 
+        keep.drawn(effects,
             drawn, pd.DataFrame(bands, columns=["kind", "low", "high"]), title=_WAYS[way],
             subtitle=f"{KEY}; grey: {n_random} random directions, {n_alive} random latents{_left_out(drawn)}",
         ),

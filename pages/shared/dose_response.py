@@ -28,7 +28,7 @@ _READING = (
 
 
 @st.cache_resource(max_entries=30, show_spinner="Counting…")
-def _points(_run: judged.Run, folder: str, modified: int) -> list[sweep.Point]:
+def _points(_run: judged.Run, stamp: tuple[str, int]) -> list[sweep.Point]:
     """A sweep's points, counted once as long as its table stays."""
     return sweep.points(_run)
 
@@ -74,8 +74,8 @@ def show(source: str, directions: list[str], command: str) -> Shown | None:
             else sources[0]
         )
     try:
-        found = _points(run, str(run.folder), (run.folder / "manifest.json").stat().st_mtime_ns)
-    except (BackendError, OSError) as fault:
+        found = _points(run, run.stamp)
+    except BackendError as fault:
         st.error(look.plain(str(fault)))
         return None
     effects = dose_window.effects(found, of)

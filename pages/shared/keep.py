@@ -71,7 +71,7 @@ class Drawn:
     text: str = ""
 
 
-@st.cache_data(max_entries=300, show_spinner=False)
+@st.cache_data(max_entries=300, show_spinner="Drawing…")
 def _drawn(name: str, _make: Callable[..., altair.TopLevelMixin], given: tuple[Any, ...], named: dict[str, Any]) -> Drawn:
     with altair.data_transformers.enable("default", max_rows=None):
         spec = _make(*given, **named).to_dict(validate=False)  # what was written is no user's input; checking takes half of the time

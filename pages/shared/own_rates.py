@@ -220,7 +220,7 @@ def show_forced_choice(known: Registry) -> None:
     title = "Without a judge, against the base: " + "; ".join(_moved(p, known) for p in found if p.against_base is not None)
     keep.source(store.folder_of(forced_choice.NAME))
     keep.chart(
-        keep.drawn(rate_rows, 
+        keep.drawn(rate_rows,
             pd.DataFrame(rows), unit="Log-odds, nats a token", title=title, zero_line=True,
             subtitle=f"{found[0].n} pairs of like length, 14 intents; bars: 95% bootstrap over pairs. Right of 0 the misaligned beginning is likelier.",
         ),
