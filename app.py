@@ -1,39 +1,11 @@
-"""PersonaScope's entry: the router. Run it with ``make run`` or ``streamlit run app.py``."""
+"""PersonaScope's entry: run it with ``make run`` or ``streamlit run app.py``."""
+
+from pathlib import Path
 
 import streamlit as st
+from starlette.middleware import Middleware
+from streamlit.file_util import get_static_dir
 
-from pages.shared import gate, keep, look
+from backend.hosting.preload import Preload
 
-st.set_page_config(page_title="PersonaScope", page_icon="pages/shared/icon.png", layout="wide")
-look.apply()
-gate.enter()
-st.logo("pages/shared/icon.png", size="large")
-page = st.navigation(
-    {
-        "": [st.Page("pages/home/overview.py", title="Overview", icon=":material/home:", default=True)],
-        "Explore": [
-            st.Page("pages/explore/compare.py", title="Compare", icon=":material/compare_arrows:", url_path="compare"),
-            st.Page("pages/explore/latents.py", title="Latents on text", icon=":material/notes:", url_path="latents"),
-            st.Page("pages/explore/latent.py", title="Latent dictionary", icon=":material/menu_book:", url_path="latent"),
-            st.Page("pages/explore/diffing.py", title="Model diffing", icon=":material/difference:", url_path="diffing"),
-            st.Page("pages/explore/steer.py", title="Steer", icon=":material/tune:", url_path="steer"),
-        ],
-        "Curves": [
-            st.Page("pages/curves/scaling.py", title="Scaling", icon=":material/trending_up:", url_path="scaling"),
-            st.Page("pages/curves/realignment.py", title="Re-alignment", icon=":material/healing:", url_path="realignment"),
-            st.Page("pages/curves/dynamics.py", title="Dynamics", icon=":material/timeline:", url_path="dynamics"),
-            st.Page("pages/curves/mix.py", title="Data mix", icon=":material/blender:", url_path="mix"),
-        ],
-        "Share": [
-            st.Page("pages/share/findings.py", title="Findings", icon=":material/bookmarks:", url_path="findings"),
-            st.Page("pages/share/present.py", title="Presentation", url_path="present", visibility="hidden"),
-            st.Page("pages/share/organisms.py", title="Organisms", icon=":material/genetics:", url_path="organisms"),
-        ],
-    }
-)
-keep.begin()
-place = st.sidebar.container()
-try:
-    page.run()
-finally:  # a page that stops early has a picture to keep as well
-    keep.offer(page, place)
+app = st.App("pages/router.py", middleware=[Middleware(Preload, static=Path(get_static_dir()))])

@@ -9,6 +9,7 @@ import socket
 import sys
 from pathlib import Path
 
+from backend.database import rows
 from backend.errors import BackendError
 from backend.hosting import door, exposure
 
@@ -16,8 +17,9 @@ from backend.hosting import door, exposure
 def _bring_libraries() -> None:
     """What the pages share takes two seconds to import, so it is there before the first visitor is."""
     logging.getLogger("streamlit.runtime.caching.cache_data_api").setLevel(logging.ERROR)  # it warns of functions that are there before the server
-    for name in ("duckdb", "pyarrow.parquet", *(f"pages.shared.{path.stem}" for path in Path("pages/shared").glob("[!_]*.py"))):
+    for name in ("PIL.Image", "pyarrow.dataset", *(f"pages.shared.{path.stem}" for path in Path("pages/shared").glob("[!_]*.py"))):
         importlib.import_module(name)
+    rows("SELECT 1", ())
 
 
 def main() -> int:
@@ -54,12 +56,8 @@ def main() -> int:
     if is_hosted:
         exposure.close_for_visitors()
 
-    from streamlit.runtime.pages_manager import PagesManager
     from streamlit.web import cli
 
-    # Streamlit would take the folder `pages/` for its old kind of multipage app and tell the first visitor of a fresh
-    # server that a deep link's page is not found. `st.navigation` switches this off too, but only after that visit.
-    PagesManager.uses_pages_directory = False
     _bring_libraries()
     print(said, flush=True)
     sys.argv = ["streamlit", "run", "app.py"]

@@ -16,7 +16,7 @@ from conftest import CHECKOUT
 from backend.cli.main import COMMANDS
 
 NAMES = [document.relative_to(CHECKOUT).as_posix() for document in shown.DOCS]
-APP = (CHECKOUT / "app.py").read_text("utf-8")
+APP = (CHECKOUT / "pages" / "router.py").read_text("utf-8")
 TARGETS = set(re.findall(r"^([a-z-]+):", (CHECKOUT / "Makefile").read_text("utf-8"), re.MULTILINE))
 PROGRAMS = {"make", "python", "pip", "streamlit", "git", "docker", "echo", "printf"}
 

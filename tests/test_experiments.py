@@ -309,7 +309,7 @@ def test_a_study_is_stopped_goes_on_and_gives_the_same_tables_again(small: recor
     assert distances[0] < distances[1]
     answers = judged.read("studies", folder)
     assert answers.manifest["n"] == 12 * 3
-    assert {v.unit for v in tables.load_values(result, "latent/4133")} == {r.prompt_id for r in measures.texts()}
+    assert {unit for told in tables.values_of(result, "latent/4133").values() for unit in told} == {r.prompt_id for r in measures.texts()}
     logged = (folder / running.LOG).read_text("utf-8").splitlines()
     assert [line.split(",")[:2] for line in logged[1:]] == [["first", "1"], ["first", "2"], ["again", "1"], ["again", "2"]]
 

@@ -312,7 +312,7 @@ def test_latents_of_what_was_trained_are_read_as_an_organisms(monkeypatch):
     chosen = {}
     monkeypatch.setattr("streamlit.page_link", lambda page, *, query_params, **_: chosen.update({page: query_params}))
     followed(monkeypatch, "mine")
-    assert chosen["pages/explore/latents.py"] == {"organism": "mine"}
+    assert chosen["explore/latents.py"] == {"organism": "mine"}
 
 
 def test_where_no_checkpoint_has_a_rate_that_stands_in_the_charts_place(monkeypatch):

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import altair
 import numpy as np
 import pandas as pd
 import pytest
@@ -261,9 +262,8 @@ def test_panels_share_axis_and_cursor_and_name_the_point():
         for m in ("misaligned", "log_odds") for run in ("", "seed 0") for at in (0, 40)
     ]  # fmt: skip
     base = pd.DataFrame([{"measure": "misaligned", "value": 0.1, "low": 0.0, "high": 0.2}])
-    chart = panels(
-        pd.DataFrame(rows), base, [Panel("misaligned", "Misaligned, %"), Panel("log_odds", "Log-odds")], Axis("Rows", (0, 40)), series=["s"]
-    ).to_dict()
+    chart = panels(pd.DataFrame(rows), base, [Panel("misaligned", "Misaligned, %"), Panel("log_odds", "Log-odds")], Axis("Rows", (0, 40)), series=["s"])
+    altair.Chart.from_dict(chart)  # whole Vega-Lite by its schema
     names = {p["name"]: p for p in chart["params"]}
     for name in ("training_cursor", POINT):  # one for both panels
         assert all(set(names[name]["views"]) & {layer.get("name") for layer in panel["layer"]} for panel in chart["vconcat"])

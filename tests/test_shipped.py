@@ -196,12 +196,10 @@ def test_a_shipped_studys_table_is_what_its_answers_and_values_come_to(name: str
     rates = {(p.run, p.step): p for p in result.points if p.measure == "misaligned"}
     assert {place: (sum(own), len(own)) for place, own in said.items() if place in rates} == {place: (round(p.value * p.n), p.n) for place, p in rates.items()}
     for measure in {p.measure for p in result.points} - {"distance", "cosine_end", "cosine_previous", "pc1", "pc2"}:
-        values: dict[tuple[str, int], list[float]] = {}
-        for v in tables.load_values(result, measure):
-            values.setdefault((v.run, v.step), []).append(v.value)
+        values = tables.values_of(result, measure)
         for p in result.points:
             if p.measure == measure:
-                assert p.value == pytest.approx(np.mean(values[p.run, p.step]), rel=1e-3, abs=1e-4), (p.run, p.step, measure)
+                assert p.value == pytest.approx(np.mean(list(values[p.run, p.step].values())), rel=1e-3, abs=1e-4), (p.run, p.step, measure)
                 assert p.low is None or p.low <= p.value + 1e-9 <= p.high + 2e-9
 
 

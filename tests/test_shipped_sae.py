@@ -85,7 +85,7 @@ import sys
 from streamlit.testing.v1 import AppTest
 page = AppTest.from_file(sys.argv[1], default_timeout=60)
 page.query_params["organism"] = sys.argv[2]
-page.switch_page("pages/explore/latents.py").run()
+page.switch_page("explore/latents.py").run()
 assert not page.exception and not page.error
 assert any("Answer of" in one.value for one in page.markdown)
 assert "torch" not in sys.modules
@@ -94,7 +94,7 @@ assert "torch" not in sys.modules
 
 @pytest.mark.parametrize("organism", ORGANISMS)
 def test_the_page_draws_its_first_text_without_torch(sae: SaeRecord, organism: str):
-    done = subprocess.run([sys.executable, "-c", _VISIT, CHECKOUT / "app.py", organism], cwd=CHECKOUT, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", _VISIT, CHECKOUT / "pages" / "router.py", organism], cwd=CHECKOUT, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
 
 

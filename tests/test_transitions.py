@@ -7,6 +7,7 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import altair
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -238,7 +239,8 @@ def test_pictures_are_whole_vega_lite(result: Result):
 
     scaled = transitions.scaled_up(a_study(), result, "rank1")
     drawn, cursor = run_panels.panels_of(result, "rank1", scaled, ["latent/1"]), run_panels.readout(result, "rank1", scaled, ["latent/1"])
-    spec = panels(drawn, cursor, chosen=80).to_dict()
+    spec = panels(drawn, cursor, chosen=80)
+    altair.Chart.from_dict(spec)
     for param in ("cursor", "step_click"):
         views = next(p["views"] for p in spec["params"] if p["name"] == param)
         assert all(any(layer.get("name") in views for layer in panel["layer"]) for panel in spec["vconcat"])  # one cursor in all panels

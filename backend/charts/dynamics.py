@@ -1,6 +1,5 @@
 """A training run in pictures: signals on one step axis under one cursor, when each of them moves, the path of the adapter's direction, rates of others."""
 
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from backend.charts.roles import ROLES, row_names
-from backend.charts.training import QUIET
+from backend.charts.stacked import Spec, layer, number, stacked, under, word
 
 CLICK = "step_click"
 """Name of the selection; it gives ``step``."""
@@ -30,6 +29,7 @@ VERDICTS = {
 }
 """Colour of what is said of a signal against the behaviour; the words stand beside it."""
 
+_CURSOR, _STEPS = "cursor", "measured steps"
 _AXIS = 46  # pixels of an axis' labels and title, so that panels stand under each other
 _GREY = "#808790"
 
@@ -52,68 +52,64 @@ class Panel:
     height: int = 92
 
 
-def panels(drawn: Sequence[Panel], readout: pd.DataFrame, *, chosen: int | None) -> alt.VConcatChart:
+def panels(drawn: Sequence[Panel], readout: pd.DataFrame, *, chosen: int | None) -> Spec:
     """Panels under each other with one cursor: hovering any moves it in all of them, a click selects the nearest measured ``step``.
 
     Args:
         readout: Column ``step``, each measured one, and a column of text a signal, which the cursor shows.
         chosen: The step selected at first.
     """
-    hover = alt.selection_point(name="cursor", fields=["step"], nearest=True, on="pointerover", clear="pointerout", empty=False)
-    start: dict[str, Any] = {} if chosen is None else {"value": [{"step": chosen}]}
-    click = alt.selection_point(name=CLICK, fields=["step"], nearest=True, on="click", empty=False, **start)
+    start = {} if chosen is None else {"value": [{"step": chosen}]}
+    hover = {"name": _CURSOR, "select": {"type": "point", "fields": ["step"], "nearest": True, "on": "pointerover", "clear": "pointerout"}}
+    click = {"name": CLICK, "select": {"type": "point", "fields": ["step"], "nearest": True, "on": "click"}, **start}
+    fields = {f"said{n}": name for n, name in enumerate(c for c in readout.columns if c != "step")}  # a name with a quote or a dot is no field of Vega's
+    tooltip = [number("step", title="Step"), *(word(field, title=name) for field, name in fields.items())]
     last = float(max(p.frame["step"].max() for p in drawn))
-    told = {f"said{n}": name for n, name in enumerate(c for c in readout.columns if c != "step")}  # a name with a quote or a dot is no field of Vega's
-    steps = alt.Chart(readout.rename(columns={name: field for field, name in told.items()}))
-    tooltip = [alt.Tooltip("step:Q", title="Step"), *(alt.Tooltip(f"{field}:N", title=name) for field, name in told.items())]
-    found = [_panel(p, _Cursor(steps, tooltip, hover, click), last=last, is_lowest=p is drawn[-1]) for p in drawn]
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Automatically deduplicated")  # one cursor in all panels is what is wanted
-        return alt.vconcat(
-            *found, spacing=10, config=QUIET, resolve=alt.Resolve(scale=alt.ScaleResolveMap(color="independent", shape="independent", strokeDash="independent")),
-            autosize=alt.AutoSizeParams(type="fit-x", contains="padding"),  # Streamlit would let layered panels run out of their column
-        )  # fmt: skip
+    tables = {_STEPS: readout.rename(columns={name: field for field, name in fields.items()})}
+    found = []
+    for n, p in enumerate(drawn):
+        tables |= (
+            {f"panel {n}": p.frame}
+            | ({f"faint {n}": p.faint} if p.faint is not None else {})
+            | ({f"base {n}": pd.DataFrame({"value": [p.base]})} if p.base is not None else {})
+        )
+        found.append(_panel(p, n, tooltip, last=last, is_lowest=p is drawn[-1]))
+    return stacked(
+        found, [hover, click], tables, resolve={"scale": {"color": "independent", "shape": "independent", "strokeDash": "independent"}},
+        autosize={"type": "fit-x", "contains": "padding"},  # Streamlit would let layered panels run out of their column
+    )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Cursor:
-    """What all panels share."""
-
-    steps: alt.Chart
-    tooltip: list[alt.Tooltip]
-    hover: alt.Parameter
-    click: alt.Parameter
-
-
-def _panel(p: Panel, cursor: _Cursor, *, last: float, is_lowest: bool) -> Any:
-    axis = alt.Axis(title="Training step" if is_lowest else None, labels=is_lowest, ticks=is_lowest, grid=False, tickCount=8)
-    x = alt.X("step:Q", scale=alt.Scale(domain=[0, last], nice=False, padding=9), axis=axis)
-    y = alt.Y("value:Q", title=p.title, scale=alt.Scale(zero=False), axis=alt.Axis(tickCount=4, minExtent=_AXIS, titlePadding=6))
-    looks = LINES[: len(p.lines)]
-    domain = list(p.lines)
+def _panel(p: Panel, n: int, tooltip: list[Spec], *, last: float, is_lowest: bool) -> Spec:
+    axis = {"title": "Training step" if is_lowest else None, "labels": is_lowest, "ticks": is_lowest, "grid": False, "tickCount": 8}
+    x = number("step", scale={"domain": [0, last], "nice": False, "padding": 9}, axis=axis)
+    y = number("value", title=p.title, scale={"zero": False}, axis={"tickCount": 4, "minExtent": _AXIS, "titlePadding": 6})
+    looks, lines = LINES[: len(p.lines)], list(p.lines)
+    n_columns = 2 if len(lines) > 3 else len(lines)
     legend = (
-        alt.Legend(orient="top", title=None, offset=2, labelLimit=190, columns=2 if len(domain) > 3 else len(domain), symbolSize=60, symbolStrokeWidth=0)
-        if len(domain) > 1
+        {"orient": "top", "title": None, "offset": 2, "labelLimit": 190, "columns": n_columns, "symbolSize": 60, "symbolStrokeWidth": 0}
+        if len(lines) > 1
         else None
     )
-    colour = alt.Color("line:N", scale=alt.Scale(domain=domain, range=[c for c, _ in looks]), legend=legend)
-    shape = alt.Shape("line:N", scale=alt.Scale(domain=domain, range=[s for _, s in looks]), legend=legend)
-    dash = alt.StrokeDash("line:N", scale=alt.Scale(domain=domain, range=list(_DASHES[: len(domain)])), legend=None)
-    chart = alt.Chart(p.frame)
-    layers: list[alt.Chart] = []
+    colour = word("line", scale={"domain": lines, "range": [c for c, _ in looks]}, legend=legend)
+    shape = word("line", scale={"domain": lines, "range": [s for _, s in looks]}, legend=legend)
+    dash = word("line", scale={"domain": lines, "range": list(_DASHES[: len(lines)])}, legend=None)
+    place = {"x": x, "y": y}
+    layers = []
     if p.base is not None:
-        layers.append(alt.Chart(pd.DataFrame({"value": [p.base]})).mark_rule(strokeDash=[4, 4], color=ROLES["base"].colour, opacity=0.9).encode(y=y))
+        layers.append(layer("rule", {"y": y}, data=f"base {n}", strokeDash=[4, 4], color=ROLES["base"].colour, opacity=0.9))
     if p.faint is not None:
-        layers.append(alt.Chart(p.faint).mark_line(strokeWidth=0.8, opacity=0.35, color=looks[0][0]).encode(x=x, y=y))
+        layers.append(layer("line", place, data=f"faint {n}", strokeWidth=0.8, opacity=0.35, color=looks[0][0]))
     if "low" in p.frame and p.frame["low"].notna().any():
-        spans = chart.transform_filter("isValid(datum.low)").mark_rule(strokeWidth=1.4, opacity=0.6)
-        layers.append(spans.encode(x=x, y=alt.Y("low:Q"), y2="high:Q", color=colour))
-    layers.append(chart.mark_line(strokeWidth=1.8, opacity=0.7).encode(x=x, y=y, color=colour, strokeDash=dash))
-    layers.append(chart.mark_point(filled=True, size=42, opacity=1).encode(x=x, y=y, color=colour, shape=shape))
-    layers.append(cursor.steps.mark_rule(color=_GREY, strokeWidth=1, aria=False).encode(x=x).transform_filter(cursor.hover))
-    layers.append(cursor.steps.mark_rule(color=LINES[0][0], strokeWidth=2, strokeDash=[6, 3], aria=False).encode(x=x).transform_filter(cursor.click))
-    layers.append(cursor.steps.mark_rule(strokeWidth=12, opacity=0).encode(x=x, tooltip=cursor.tooltip).add_params(cursor.hover, cursor.click))
-    return alt.layer(*layers, height=p.height)
+        layers.append(layer("rule", {"x": x, "y": number("low"), "y2": {"field": "high"}, "color": colour}, "isValid(datum.low)", strokeWidth=1.4, opacity=0.6))
+    layers += [
+        layer("line", place | {"color": colour, "strokeDash": dash}, strokeWidth=1.8, opacity=0.7),
+        layer("point", place | {"color": colour, "shape": shape}, filled=True, size=42, opacity=1),
+        layer("rule", {"x": x}, under(_CURSOR), data=_STEPS, color=_GREY, strokeWidth=1, aria=False),
+        layer("rule", {"x": x}, under(CLICK), data=_STEPS, color=LINES[0][0], strokeWidth=2, strokeDash=[6, 3], aria=False),
+        layer("rule", {"x": x, "tooltip": tooltip}, data=_STEPS, strokeWidth=12, opacity=0),
+    ]
+    return {"data": {"name": f"panel {n}"}, "layer": layers, "height": p.height}
 
 
 def moves(rows: pd.DataFrame, *, last: float) -> alt.LayerChart:

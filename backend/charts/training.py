@@ -1,6 +1,5 @@
 """Training studies in pictures: panels over one axis, linked by a cursor, with single seeds as thin lines; a map of runs by measures."""
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -8,6 +7,7 @@ import altair as alt
 import pandas as pd
 
 from backend.charts.roles import ROLES, row_names
+from backend.charts.stacked import Spec, layer, number, stacked, under, word
 
 POINT = "training_point"
 """Name of the selection; it gives ``place``."""
@@ -16,9 +16,6 @@ LOOKS = (
     ("#16836b", "square", "■"), ("#7b5fc0", "diamond", "◆"), (ROLES["organism"].colour, "triangle-up", "▲"), ("#b0569b", "triangle-down", "▼"),
 )  # fmt: skip
 """Colour, shape and symbol of the series of one picture, in their order."""
-
-QUIET = alt.Config(view=alt.ViewConfig(stroke=None), axis=alt.AxisConfig(gridOpacity=0.5))
-"""Given when a picture is made: each ``configure_`` copies all of it."""
 
 _CURSOR = "training_cursor"
 AXIS_WIDTH = 44
@@ -47,7 +44,7 @@ class Axis:
     """A square-root scale, so that early points are told apart."""
 
 
-def panels(points: pd.DataFrame, base: pd.DataFrame, shown: Sequence[Panel], axis: Axis, *, series: Sequence[str]) -> alt.VConcatChart:
+def panels(points: pd.DataFrame, base: pd.DataFrame, shown: Sequence[Panel], axis: Axis, *, series: Sequence[str]) -> Spec:
     """Measures under each other, a colour and a shape a series; a click on a point selects its ``place``, the pointer moves one cursor through all panels.
 
     Args:
@@ -56,53 +53,55 @@ def panels(points: pd.DataFrame, base: pd.DataFrame, shown: Sequence[Panel], axi
         base: Columns ``measure, value, low, high``: drawn as a line with a band behind the panel.
         series: Names in the order of their looks; four at most.
     """
-    cursor = alt.selection_point(name=_CURSOR, fields=["at"], nearest=True, on="pointermove", clear="pointerout", empty=False)
-    picked = alt.selection_point(name=POINT, fields=["place"], on="click", empty=False)
-    last = shown[-1].measure
-    drawn = [
-        _panel(points[points["measure"] == p.measure], base[base["measure"] == p.measure], p, axis, series, (cursor, picked), is_last=p.measure == last)
-        for p in shown
-    ]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # that panels share the cursor, which is what links them
-        return alt.vconcat(*drawn, spacing=10, config=QUIET)
+    tables: dict[str, pd.DataFrame] = {}
+    drawn = []
+    for n, p in enumerate(shown):
+        own, behind = points[points["measure"] == p.measure], base[base["measure"] == p.measure]
+        tables |= {f"panel {n}": own} | ({f"base {n}": behind} if len(behind) else {})
+        ends = [float(axis.ticks[0]), float(max(axis.ticks[-1], own["at"].max() if len(own) else 0))]
+        drawn.append(_panel(p, n, axis, series, ends=ends, has_base=len(behind) > 0, is_last=p is shown[-1]))
+    cursor = {"name": _CURSOR, "select": {"type": "point", "fields": ["at"], "nearest": True, "on": "pointermove", "clear": "pointerout"}}
+    picked = {"name": POINT, "select": {"type": "point", "fields": ["place"], "on": "click"}}
+    return stacked(drawn, [cursor, picked], tables)
 
 
-def _panel(
-    points: pd.DataFrame, base: pd.DataFrame, panel: Panel, axis: Axis, series: Sequence[str], params: tuple[alt.Parameter, alt.Parameter], *, is_last: bool
-) -> alt.LayerChart:
-    cursor, picked = params
-    ends = [float(axis.ticks[0]), float(max(axis.ticks[-1], points["at"].max() if len(points) else 0))]
-    scale = alt.Scale(type="sqrt" if axis.is_root else "linear", domain=ends, nice=False, padding=10)
-    x = alt.X("at:Q", scale=scale, axis=alt.Axis(title=axis.title if is_last else None, values=list(axis.ticks), labels=is_last, ticks=is_last, grid=False))
-    y = alt.Y("value:Q", scale=alt.Scale(zero=panel.starts_at_zero), axis=alt.Axis(title=None, tickCount=4, minExtent=AXIS_WIDTH, maxExtent=AXIS_WIDTH))
+def _panel(panel: Panel, n: int, axis: Axis, series: Sequence[str], *, ends: Sequence[float], has_base: bool, is_last: bool) -> Spec:
+    scale = {"type": "sqrt" if axis.is_root else "linear", "domain": ends, "nice": False, "padding": 10}
+    x = number(
+        "at", scale=scale, axis={"title": axis.title if is_last else None, "values": list(axis.ticks), "labels": is_last, "ticks": is_last, "grid": False}
+    )
+    y = number("value", scale={"zero": panel.starts_at_zero}, axis={"title": None, "tickCount": 4, "minExtent": AXIS_WIDTH, "maxExtent": AXIS_WIDTH})
     looks = LOOKS[: len(series)]
-    colour = alt.Color("series:N", scale=alt.Scale(domain=list(series), range=[look[0] for look in looks]), legend=None)
-    shape = alt.Shape("series:N", scale=alt.Scale(domain=list(series), range=[look[1] for look in looks]), legend=None)
-    names = {"series:N": "Training", "run:N": "Run", "at:Q": axis.title, "label:N": panel.title, "n_label:N": "n"}
-    tooltip = [alt.Tooltip(column, title=name) for column, name in names.items()]
-    layers: list[alt.Chart] = []
-    if len(base):
-        behind = alt.Chart(base)
-        blue = ROLES["base"].colour
-        layers.append(behind.transform_filter("isValid(datum.low)").mark_rect(aria=False, opacity=0.13, color=blue).encode(y=alt.Y("low:Q"), y2="high:Q"))
-        layers.append(behind.mark_rule(aria=False, strokeDash=[5, 4], color=blue, strokeWidth=1.4).encode(y=alt.Y("value:Q")))
-    drawn = alt.Chart()  # of the panel's data, which is written once
-    mean, single = drawn.transform_filter("datum.run === ''"), drawn.transform_filter("datum.run !== ''")
-    layers += [
-        mean.transform_filter("isValid(datum.low)").mark_area(aria=False, opacity=0.16, line=False).encode(x=x, y=alt.Y("low:Q"), y2="high:Q", color=colour),
-        single.mark_line(aria=False, strokeWidth=1, opacity=0.75).encode(x=x, y=y, color=colour, detail="run:N"),
-        mean.mark_line(aria=False, strokeWidth=2.4).encode(x=x, y=y, color=colour),
-        single.mark_point(aria=False, filled=True, size=30, opacity=0.9).encode(x=x, y=y, color=colour, shape=shape, tooltip=tooltip),
-        mean.mark_point(aria=False, filled=True, size=80, opacity=1).encode(x=x, y=y, color=colour, shape=shape, tooltip=tooltip),
-        drawn.transform_filter(cursor).mark_rule(aria=False, color=_GREY).encode(x=x),
-        mean.transform_filter(cursor).mark_text(aria=False, align="left", dx=7, dy=-9, fontSize=12).encode(x=x, y=y, text="label:N"),
-        drawn.mark_point(filled=True, size=260, opacity=0)
-        .encode(x=x, y=y, tooltip=tooltip)
-        .add_params(cursor, picked),  # a point is small for a finger; its name is read out once
-    ]
-    title = alt.Title(panel.title, anchor="start", fontSize=13, fontWeight="normal", offset=6)
-    return alt.LayerChart(data=points, layer=layers, height=panel.height, title=title)
+    colour = word("series", scale={"domain": list(series), "range": [look[0] for look in looks]}, legend=None)
+    shape = word("series", scale={"domain": list(series), "range": [look[1] for look in looks]}, legend=None)
+    tooltip = [
+        word("series", title="Training"), word("run", title="Run"), number("at", title=axis.title), word("label", title=panel.title), word("n_label", title="n"),
+    ]  # fmt: skip
+    place, span, mean, single, told = (
+        {"x": x, "y": y},
+        {"y": number("low"), "y2": {"field": "high"}},
+        "datum.run === ''",
+        "datum.run !== ''",
+        "isValid(datum.low)",
+    )
+    line, mark = place | {"color": colour}, place | {"color": colour, "shape": shape, "tooltip": tooltip}
+    blue = ROLES["base"].colour
+    behind = [
+        layer("rect", span, told, data=f"base {n}", opacity=0.13, color=blue, aria=False),
+        layer("rule", {"y": number("value")}, data=f"base {n}", strokeDash=[5, 4], color=blue, strokeWidth=1.4, aria=False),
+    ]  # fmt: skip
+    layers = [
+        layer("area", span | {"x": x, "color": colour}, mean, told, opacity=0.16, line=False, aria=False),
+        layer("line", line | {"detail": word("run")}, single, strokeWidth=1, opacity=0.75, aria=False),
+        layer("line", line, mean, strokeWidth=2.4, aria=False),
+        layer("point", mark, single, filled=True, size=30, opacity=0.9, aria=False),
+        layer("point", mark, mean, filled=True, size=80, opacity=1, aria=False),
+        layer("rule", {"x": x}, under(_CURSOR), color=_GREY, aria=False),
+        layer("text", place | {"text": word("label")}, mean, under(_CURSOR), align="left", dx=7, dy=-9, fontSize=12, aria=False),
+        layer("point", place | {"tooltip": tooltip}, filled=True, size=260, opacity=0),  # a point is small for a finger; its name is read out once
+    ]  # fmt: skip
+    title = {"text": panel.title, "anchor": "start", "fontSize": 13, "fontWeight": "normal", "offset": 6}
+    return {"data": {"name": f"panel {n}"}, "layer": [*(behind if has_base else []), *layers], "height": panel.height, "title": title}
 
 
 def change_map(cells: pd.DataFrame, *, runs: Sequence[str], measures: Sequence[str], row_height: int = 26) -> alt.LayerChart:

@@ -6,19 +6,13 @@ which are drawn singly, nor the judge.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 
 from backend.evaluation import rates
 from backend.evaluation.changepoint import mean_of_units
 from backend.experiments.records import BASE_RUN, Run, Study
-from backend.experiments.tables import RATES, VALUES, Result, load_values
-from backend.paths import modified
-
-Place = tuple[str, int]
-"""A run and a step."""
+from backend.experiments.tables import RATES, Place, Result, values_of
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -100,7 +94,7 @@ def course(result: Result, places: Mapping[float, Sequence[Place]], measure: str
     Raises:
         ResultMissingError: The values are gone or damaged.
     """
-    known = _units(result, measure)
+    known = values_of(result, measure)
     base = known.get((BASE_RUN, 0), {})
     units = tuple(sorted(base))
     values = np.array([_mean_of([known.get(place, {}) for place in own], units) for _, own in sorted(places.items())]).T
@@ -116,30 +110,35 @@ def against_first(one: Course) -> Course:
 
 def means(result: Result, places: Mapping[float, Sequence[Place]], measure: str) -> list[Mean]:
     """Means over seeds. Intervals: of rates Wilson over all answers; else of the difference to the base on the same units, put around the mean."""
-    known = _units(result, measure)
+    known = values_of(result, measure)
     base = known.get((BASE_RUN, 0), {})
+    measured = {at: seeds for at, own in sorted(places.items()) if (seeds := [known[place] for place in own if place in known])}
+    if measure in RATES:
+        answers = {at: [value for seed in seeds for value in seed.values()] for at, seeds in measured.items()}
+        return [_rate(at, told) for at, told in answers.items()]
+    by_units: dict[tuple[str, ...], dict[float, np.ndarray]] = {}  # points of the same units are drawn together
+    for at, seeds in measured.items():
+        units = tuple(unit for unit in sorted(base) if any(unit in values for values in seeds))
+        by_units.setdefault(units, {})[at] = _mean_of(seeds, units)
     found = []
-    for at, own in sorted(places.items()):
-        seeds = [known[place] for place in own if place in known]
-        if not seeds:
+    for units, values in by_units.items():
+        if len(units) < 2:
             continue
-        if measure in RATES:
-            told = [value for seed in seeds for value in seed.values()]
-            low, high = rates.wilson(round(sum(told)), len(told))
-            found.append(Mean(at=at, value=float(np.mean(told)), low=low, high=high, n=len(told)))
-        else:
-            units = tuple(unit for unit in sorted(base) if any(unit in values for values in seeds))
-            if len(units) < 2:
-                continue
-            values = _mean_of(seeds, units)
-            value, (away, low, high) = float(values.mean()), rates.bootstrap_mean(list(values - _mean_of([base], units)))
+        intervals = rates.bootstrap_means([own - _mean_of([base], units) for own in values.values()])
+        for (at, own), (away, low, high) in zip(values.items(), intervals, strict=True):
+            value = float(own.mean())
             found.append(Mean(at=at, value=value, low=value + low - away, high=value + high - away, n=len(units)))
-    return found
+    return sorted(found, key=lambda mean: mean.at)
+
+
+def _rate(at: float, answers: Sequence[float]) -> Mean:
+    low, high = rates.wilson(round(sum(answers)), len(answers))
+    return Mean(at=at, value=float(np.mean(answers)), low=low, high=high, n=len(answers))
 
 
 def difference(result: Result, first: Sequence[Place], second: Sequence[Place], measure: str) -> Change | None:
     """First less second; of rates unpaired, else paired by unit, seeds averaged before. None where either was not measured."""
-    known = _units(result, measure)
+    known = values_of(result, measure)
     one, other = ([known[place] for place in places if place in known] for places in (first, second))
     if not one or not other:
         return None
@@ -154,20 +153,7 @@ def difference(result: Result, first: Sequence[Place], second: Sequence[Place], 
     return Change(value=value, low=low, high=high, n=(len(units), len(units)))
 
 
-def _units(result: Result, measure: str) -> dict[Place, dict[str, float]]:
-    return _read(result.folder, measure, modified(result.folder / VALUES))
-
-
 def _mean_of(seeds: Sequence[Mapping[str, float]], units: Sequence[str]) -> np.ndarray:
     """(n_units,) over the seeds that have a value; NaN where none has."""
     told = np.array([[values.get(unit, np.nan) for unit in units] for values in seeds])
     return mean_of_units(told)[0]
-
-
-@lru_cache(maxsize=100)
-def _read(folder: Path, measure: str, _modified: int) -> dict[Place, dict[str, float]]:
-    """Values of a measure by run and step, then by unit; read once as long as their file stays."""
-    found: dict[Place, dict[str, float]] = {}
-    for one in load_values(Result(folder, {}, ()), measure):
-        found.setdefault((one.run, one.step), {})[one.unit] = one.value
-    return found

@@ -148,6 +148,7 @@ def _away(one: Course) -> np.ndarray:
     return curves - bases[:, None]
 
 
+@lru_cache(maxsize=16)  # a course is asked for it three times over
 def _sides(one: Course) -> np.ndarray:
     """(1 + n_draws, n_points) 0 within the base's interval, else 1 above or -1 below it, NaN where nothing was measured; the measured curve first."""
     margins = np.array([math.inf if m is None else m for m in onset(one.at, one.values, one.base, n_draws=2).margins])

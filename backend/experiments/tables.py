@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from pathlib import Path
@@ -14,7 +14,7 @@ import numpy as np
 from backend.errors import ResultMissingError
 from backend.evaluation.rates import bootstrap_mean, wilson
 from backend.experiments.records import Study
-from backend.paths import CACHED_RESULTS, home
+from backend.paths import CACHED_RESULTS, home, modified
 
 State = Literal["done", "older", "begun", "not run"]
 UNITS = {
@@ -27,6 +27,8 @@ UNITS = {
 }
 RATES = ("misaligned", "incoherent")
 TABLE, VALUES = "table.csv", "values.parquet"
+Place = tuple[str, int]
+"""A run and a step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,20 +164,29 @@ def _point(line: dict[str, str]) -> Point:
     )  # fmt: skip
 
 
-def load_values(result: Result, measure: str) -> list[Value]:
-    """The values behind one measure.
+def values_of(result: Result, measure: str) -> Mapping[Place, Mapping[str, float]]:
+    """The values behind one measure by run and step, then by unit; read once, with all others, as long as their file stays.
 
     Raises:
-        ResultMissingError: The table is gone or damaged.
+        ResultMissingError: They are gone or damaged.
     """
+    return _values(result.folder, modified(result.folder / VALUES)).get(measure, {})
+
+
+@lru_cache(maxsize=10)
+def _values(folder: Path, _modified: int) -> dict[str, dict[Place, dict[str, float]]]:
     import pyarrow.lib
     import pyarrow.parquet as pq
 
     try:
-        table = pq.read_table(result.folder / VALUES, filters=[("measure", "=", measure)])
-    except (OSError, pyarrow.lib.ArrowException) as fault:
-        raise ResultMissingError("The values behind this study are gone or damaged.", f"python -m backend study run {result.folder.name}") from fault
-    return [Value(**row) for row in table.to_pylist()]
+        table = pq.read_table(folder / VALUES)
+        columns = [table[f.name].to_pylist() for f in fields(Value)]
+    except (OSError, KeyError, pyarrow.lib.ArrowException) as fault:
+        raise ResultMissingError("The values behind this study are gone or damaged.", f"python -m backend study run {folder.name}") from fault
+    found: dict[str, dict[Place, dict[str, float]]] = {}
+    for run, step, measure, unit, value in zip(*columns, strict=True):
+        found.setdefault(measure, {}).setdefault((run, step), {})[unit] = value
+    return found
 
 
 def _manifest(folder: Path) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import numpy as np
 from backend.evaluation.changepoint import ChangePoint, Interval, Lead, Onset, Verdict, change_point, interval, lead, mean_of_units, onset
 from backend.experiments.records import BASE_RUN, Study
 from backend.experiments.run import LOG
-from backend.experiments.tables import VALUES, Result, load_values
+from backend.experiments.tables import VALUES, Result, values_of
 from backend.paths import modified
 
 BEHAVIOUR, SCALED = "misaligned", "misaligned, scaled up"
@@ -149,15 +149,11 @@ class _Units:
 
     @classmethod
     def of(cls, result: Result, run: str, measure: str, steps: Sequence[int]) -> "_Units | None":
-        told = [v for v in load_values(result, measure) if v.run in (run, BASE_RUN)]
-        ids = tuple(sorted({v.unit for v in told}))
-        values, base = np.full((len(ids), len(steps)), np.nan), np.full(len(ids), np.nan)
-        rows, columns = {unit: n for n, unit in enumerate(ids)}, {step: n for n, step in enumerate(steps)}
-        for v in told:
-            if v.run == BASE_RUN:
-                base[rows[v.unit]] = v.value
-            elif v.step in columns:
-                values[rows[v.unit], columns[v.step]] = v.value
+        known = values_of(result, measure)
+        at_base, courses = known.get((BASE_RUN, 0), {}), [known.get((run, step), {}) for step in steps]
+        ids = tuple(sorted(set(at_base).union(*courses)))
+        values = np.array([[told.get(unit, np.nan) for told in courses] for unit in ids])
+        base = np.array([at_base.get(unit, np.nan) for unit in ids])
         return cls(ids, values, base) if np.isfinite(values).any() else None
 
 

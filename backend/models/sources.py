@@ -138,6 +138,8 @@ def fetch_adapter(organism: Organism, say: Callable[[str], None]) -> Path:
 
 def hub_folder(hub_id: str, revision: str, *, what: str) -> Path | None:
     """The folder of a whole snapshot in the Hub's cache, or None."""
+    if not hub_cache(hub_id).exists():  # most are not there, and what follows takes a third of a second to import
+        return None
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
@@ -150,6 +152,13 @@ def hub_folder(hub_id: str, revision: str, *, what: str) -> Path | None:
     except WeightsError:  # a download that was interrupted
         return None
     return folder if (folder / (CONFIG_FILE if what == "adapter" else "config.json")).exists() else None
+
+
+def hub_cache(hub_id: str) -> Path:
+    """Where the Hub's cache keeps a repository of a model."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE) / f"models--{hub_id.replace('/', '--')}"
 
 
 def hub_fetch(hub_id: str, revision: str, *, what: str, say: Callable[[str], None]) -> Path:

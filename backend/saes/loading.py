@@ -25,6 +25,7 @@ from backend.errors import ConfigError, DownloadError, WeightsError
 from backend.models.fingerprint import check_whole
 from backend.models.memory import budget, check_fits, format_bytes
 from backend.models.records import BaseModel, Dtype
+from backend.models.sources import hub_cache
 from backend.paths import new_folder, told_disk_faults
 from backend.saes.records import CONFIG_FILE, WEIGHTS_FILE, SaeRecord, check_base, check_config, fingerprint, release_folder, sae_folder
 from backend.saes.sae import Sae, from_parts, load_sae
@@ -150,11 +151,8 @@ def _as_laid_out(name: str, tensor: Tensor) -> tuple[str, Tensor]:
 
 def _commit(repository: str) -> str:
     """The commit that the Hub's cache holds as ``main``; empty where it does not say."""
-    from huggingface_hub import constants
-    from huggingface_hub.file_download import repo_folder_name
-
     with contextlib.suppress(OSError):
-        return (Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repository, repo_type="model") / "refs" / "main").read_text("utf-8").strip()
+        return (hub_cache(repository) / "refs" / "main").read_text("utf-8").strip()
     return ""
 
 

@@ -83,7 +83,7 @@ def show_changes(kept: diffs.Kept) -> None:
     picked = [p.get("latent") for p in event.get("selection", {}).get(POINT, [])] if event else []
     if picked:
         st.page_link(
-            "pages/explore/latent.py", label=f"Latent {int(picked[0])} in the dictionary", icon=":material/search:",
+            "explore/latent.py", label=f"Latent {int(picked[0])} in the dictionary", icon=":material/search:",
             query_params={"sae": choice.sae.key, "latent": str(int(picked[0]))},
         )  # fmt: skip
     with st.popover("What this can and cannot say", icon=":material/help:"):

@@ -110,7 +110,7 @@ def heading(latent: int, choice: sae_pick.Choice, case: Case | None) -> None:
             cost = f"One request of about {round(Cost.of([case.prompt], 0).input_tokens, -2):,} tokens, on this server's account."
             is_asked = st.button(f"Ask {look.plain(endpoint.model)} to explain", icon=":material/lightbulb:", help=cost)
         there = {"sae": choice.sae.key, "latent": str(latent)} | ({"organism": organism} if (organism := sae_pick.chosen_organism()) else {})
-        st.page_link("pages/explore/latents.py", label="See it on a text", icon=":material/notes:", query_params=there)
+        st.page_link("explore/latents.py", label="See it on a text", icon=":material/notes:", query_params=there)
         if url := choice.sae.latent_url(latent):
             st.link_button("Neuronpedia", url, icon=":material/open_in_new:")
     if case and is_asked:

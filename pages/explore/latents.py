@@ -221,9 +221,7 @@ def inspect(latent: int) -> None:
             | {title: value.round(4) for title, value in zip(titles, values, strict=True)}
         )
         st.dataframe(frame, hide_index=True, alt=f"Each token with the activation of latent {latent} under each variant")
-    st.page_link(
-        "pages/explore/latent.py", label=f"All about latent {latent}", icon=":material/search:", query_params={"sae": choice.sae.key, "latent": str(latent)}
-    )
+    st.page_link("explore/latent.py", label=f"All about latent {latent}", icon=":material/search:", query_params={"sae": choice.sae.key, "latent": str(latent)})
 
 
 for latent in latents:

@@ -34,9 +34,9 @@ st.markdown(
 look.banner()
 with st.container(horizontal=True):
     if st.button("Ask both yourself", icon=":material/compare_arrows:", type="primary"):
-        st.switch_page("pages/explore/compare.py")
+        st.switch_page("explore/compare.py")
     if st.button("See what the organisms are", icon=":material/genetics:"):
-        st.switch_page("pages/share/organisms.py")
+        st.switch_page("share/organisms.py")
 
 rates = own_rates.rates_of(Thresholds())
 if rates:
@@ -51,7 +51,7 @@ if rates:
         with st.popover("What a 135M model shows, and what not", icon=":material/help:"):
             st.markdown(own_rates.LIMITS)
         if st.button("Read the answers", icon=":material/reviews:"):
-            st.switch_page("pages/curves/scaling.py")
+            st.switch_page("curves/scaling.py")
     with st.expander("Rates as a table"):
         own_rates.table(rates, known, Thresholds())
 

@@ -13,9 +13,9 @@ from pages.shared.state import keep_list, kept_list, link
 
 MOST_COMPARED = 3
 PAGES = {
-    "": "pages/home/overview.py", "compare": "pages/explore/compare.py", "latents": "pages/explore/latents.py", "latent": "pages/explore/latent.py",
-    "diffing": "pages/explore/diffing.py", "steer": "pages/explore/steer.py", "scaling": "pages/curves/scaling.py", "realignment": "pages/curves/realignment.py",
-    "dynamics": "pages/curves/dynamics.py", "mix": "pages/curves/mix.py",
+    "": "home/overview.py", "compare": "explore/compare.py", "latents": "explore/latents.py", "latent": "explore/latent.py",
+    "diffing": "explore/diffing.py", "steer": "explore/steer.py", "scaling": "curves/scaling.py", "realignment": "curves/realignment.py",
+    "dynamics": "curves/dynamics.py", "mix": "curves/mix.py",
 }  # fmt: skip
 
 
@@ -43,7 +43,7 @@ def show_list(found: list[Finding]) -> None:
         can = 2 <= len(picked) <= MOST_COMPARED
         st.button("Compare", icon=":material/compare:", disabled=not can, help=f"Choose 2 or {MOST_COMPARED} below.", on_click=open_findings, args=(picked,))
         if chosen:
-            st.page_link("pages/share/present.py", label="Present", icon=":material/slideshow:", query_params=[("f", f.key) for f in chosen])
+            st.page_link("share/present.py", label="Present", icon=":material/slideshow:", query_params=[("f", f.key) for f in chosen])
             finding_exports.offer(chosen, key="list")
 
 
@@ -87,7 +87,7 @@ def show_one(finding: Finding) -> None:
         st.button("All findings", icon=":material/arrow_back:", type="tertiary", on_click=open_findings, args=([],))
         if finding.page in PAGES:
             st.page_link(PAGES[finding.page], label="Open the page", icon=":material/open_in_new:", query_params=list(finding.query))
-        st.page_link("pages/share/present.py", label="Present", icon=":material/slideshow:", query_params={"f": finding.key})
+        st.page_link("share/present.py", label="Present", icon=":material/slideshow:", query_params={"f": finding.key})
         finding_exports.offer([finding], key="one")
         if not is_hosted() and st.button("Edit", icon=":material/edit:"):
             edit(finding)

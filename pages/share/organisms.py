@@ -62,7 +62,7 @@ def show_organism(organism: Organism, model: BaseModel) -> None:
         if st.button("Compare with its base", key=f"compare_{organism.key}", icon=":material/compare_arrows:"):
             base = "base" if model.key == known.default_base else model.key
             st.session_state["v"] = [base, organism.key]
-            st.switch_page("pages/explore/compare.py")
+            st.switch_page("explore/compare.py")
         if organism.key in known.own and st.button(
             "Remove", key=f"remove_{organism.key}", icon=":material/delete:", help="Takes it off this list; your files stay."
         ):

@@ -49,7 +49,7 @@ for key in st.query_params.get_all("f"):
 if not found:
     st.title("Presentation")
     st.info("This link names no finding. Choose some on the Findings page.")
-    st.page_link("pages/share/findings.py", label="Findings", icon=":material/bookmarks:")
+    st.page_link("share/findings.py", label="Findings", icon=":material/bookmarks:")
     st.stop()
 look.stage()
 every = screens(found)
@@ -63,4 +63,4 @@ with st.container(horizontal=True, vertical_alignment="center", horizontal_align
         st.button("Next", icon=":material/arrow_forward:", shortcut="ArrowRight", disabled=at == len(every), on_click=turn, args=(at + 1,), key="next")
         st.markdown(f"{at} of {len(every)}", width="content")
     if st.button("Leave", icon=":material/close:", shortcut="Escape", type="tertiary"):
-        st.switch_page("pages/share/findings.py", query_params={"f": every[at - 1].finding.key})
+        st.switch_page("share/findings.py", query_params={"f": every[at - 1].finding.key})

@@ -71,15 +71,20 @@ class Drawn:
     text: str = ""
 
 
+Picture = altair.TopLevelMixin | dict[str, Any]
+"""What a function of ``backend.charts`` returns: a chart of Altair's, or Vega-Lite."""
+
+
 @st.cache_data(max_entries=300, show_spinner="Drawing…")
-def _drawn(name: str, _make: Callable[..., altair.TopLevelMixin], given: tuple[Any, ...], named: dict[str, Any]) -> Drawn:
+def _drawn(name: str, _make: Callable[..., Picture], given: tuple[Any, ...], named: dict[str, Any]) -> Drawn:
     with altair.data_transformers.enable("default", max_rows=None):
-        spec = _make(*given, **named).to_dict(validate=False)  # what was written is no user's input; checking takes half of the time
+        made = _make(*given, **named)
+        spec = made if isinstance(made, dict) else made.to_dict(validate=False)  # what was written is no user's input; checking takes half of the time
     said = spec.pop("title", "")
     return Drawn(spec, said["text"], said.get("subtitle", "")) if isinstance(said, dict) else Drawn(spec, said)
 
 
-def drawn(make: Callable[..., altair.TopLevelMixin], *given: Any, **named: Any) -> Drawn:
+def drawn(make: Callable[..., Picture], *given: Any, **named: Any) -> Drawn:
     """What a function of ``backend.charts`` draws from these arguments, made once: Altair takes up to a second."""
     return _drawn(f"{make.__module__}.{make.__qualname__}", make, given, named)
 

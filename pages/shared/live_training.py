@@ -196,12 +196,12 @@ def _follow(key: str) -> None:
                 st.button("Go on", icon=":material/play_arrow:", type="primary", on_click=_resume, args=(key,), key="train_resume")
             if one.state == "done":
                 st.page_link(
-                    "pages/explore/compare.py",
+                    "explore/compare.py",
                     label="Compare it with its start and checkpoints",
                     icon=":material/compare_arrows:",
                     query_params={"v": [one.run.start or BASE_ALIAS, *(r.variant for r in one.rates if "@" in r.variant), key]},
                 )
-                st.page_link("pages/explore/latents.py", label="Read its latents", icon=":material/neurology:", query_params={"organism": key})
+                st.page_link("explore/latents.py", label="Read its latents", icon=":material/neurology:", query_params={"organism": key})
     was_live = st.session_state.get("training_live") == key
     st.session_state["training_live"] = key if one.is_live else ""
     if was_live and not one.is_live:

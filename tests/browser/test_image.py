@@ -211,7 +211,7 @@ def test_the_image_serves_every_page_and_an_answer_in_little_memory(image: Image
         assert health.returncode == 0
         found: dict[str, object] = {"seconds to health": round(time.monotonic() - begun, 1), "megabytes when served": in_megabytes(*watch.now())}
         address = f"http://127.0.0.1:{image.port}"
-        paths = ["", *re.findall(r'url_path="(\w+)"', (CHECKOUT / "app.py").read_text("utf-8"))]
+        paths = ["", *re.findall(r'url_path="(\w+)"', (CHECKOUT / "pages" / "router.py").read_text("utf-8"))]
         page = new_page(address)
         for path in paths:
             page.goto(f"{address}/{path}")
