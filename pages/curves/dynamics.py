@@ -113,18 +113,6 @@ def show(found: Found, run: str, scaled: Scaled, turned: dict[str, Transition], 
     if chosen != st.session_state.get("drawn_at"):  # not by a click: the panels' mark begins anew
         st.session_state["begun_at"] = st.session_state["drawn_at"] = chosen
     left, right = st.columns([1, 1.45], gap="large")
-    with right:
-        begun = st.session_state["begun_at"]
-        keep.source(result.folder)
-        event = keep.chart(
-            keep.drawn(panels, panels_of(result, run, scaled, latents), readout(result, run, scaled, latents), chosen=_step(begun, steps)), title=f"The signals of {run} over training", text=f"{found.n_prompts} prompts; {found.judge}. Bars: 95 %; dashed: the base.", key=f"panels_{run}_{begun}", on_select="rerun", selection_mode=CLICK,
-            alt=f"The signals of {run} over training on one step axis, under one cursor. The tables below have the numbers.",
-        )  # fmt: skip
-        picked = next((p.get("step") for p in event.get("selection", {}).get(CLICK, [])), None) if event else None
-        if picked and picked != st.session_state.get("picked_step"):
-            chosen = st.session_state["drawn_at"] = f"{run}@{int(picked)}"
-            choose(AT, chosen)
-        st.session_state["picked_step"] = picked
     with left:
         rows = move_rows(turned, scaled, float(steps[-1]))
         keep.chart(
@@ -139,8 +127,21 @@ def show(found: Found, run: str, scaled: Scaled, turned: dict[str, Transition], 
             look.legend([(word, colour, "■") for word, colour in VERDICTS.items() if word in set(rows["verdict"])])
             with st.popover("How to read this", icon=":material/help:"):
                 st.markdown(READING)
-        path = pd.DataFrame([{"step": a.step, "pc1": a.value, "pc2": b.value} for a, b in zip(result.of(run, "pc1"), result.of(run, "pc2"), strict=True)])
-        if len(path):
+    with right:
+        begun = st.session_state["begun_at"]
+        keep.source(result.folder)
+        event = keep.chart(
+            keep.drawn(panels, panels_of(result, run, scaled, latents), readout(result, run, scaled, latents), chosen=_step(begun, steps)), title=f"The signals of {run} over training", text=f"{found.n_prompts} prompts; {found.judge}. Bars: 95 %; dashed: the base.", key=f"panels_{run}_{begun}", on_select="rerun", selection_mode=CLICK,
+            alt=f"The signals of {run} over training on one step axis, under one cursor. The tables below have the numbers.",
+        )  # fmt: skip
+        picked = next((p.get("step") for p in event.get("selection", {}).get(CLICK, [])), None) if event else None
+        if picked and picked != st.session_state.get("picked_step"):
+            chosen = st.session_state["drawn_at"] = f"{run}@{int(picked)}"
+            choose(AT, chosen)
+        st.session_state["picked_step"] = picked
+    path = pd.DataFrame([{"step": a.step, "pc1": a.value, "pc2": b.value} for a, b in zip(result.of(run, "pc1"), result.of(run, "pc2"), strict=True)])
+    if len(path):
+        with left:
             st.markdown("##### The path of the adapter's direction")
             keep.chart(
                 keep.drawn(direction_path, path, chosen=_step(chosen, steps)), key=f"path_{run}", title="The path of the adapter's direction", table=path,
