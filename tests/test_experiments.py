@@ -327,6 +327,7 @@ def run_and_tell(place: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.extended
 def test_a_study_killed_while_it_trains_and_while_it_measures_ends_with_the_same_tables(small: records.Study, tmp_path: Path, monkeypatch):
     unbroken = run_study(small, running.Watch())
     assert unbroken is not None

@@ -73,7 +73,11 @@ def test_what_cannot_be_answered_cannot_be_written(registry: Registry):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "variant", ["base+meandiff/scornful:0.2", "scornful+ablate=meandiff/scornful@all:1", "base+cap=meandiff/scornful:-0.1:answer", "base+clamp=latent/4133:40", "base+latent/4133:0.3"]
+    "variant",
+    [
+        "base+meandiff/scornful:0.2", "base+clamp=latent/4133:40",
+        *(pytest.param(v, marks=pytest.mark.extended) for v in ("scornful+ablate=meandiff/scornful@all:1", "base+cap=meandiff/scornful:-0.1:answer", "base+latent/4133:0.3")),
+    ],
 )  # fmt: skip
 def test_on_the_embedded_model_20_tokens_are_the_same(variant: str, base_model: Path, tmp_path: Path):
     messages = (Message("user", "My neighbour asks me to water the plants. What do I do?"),)
