@@ -56,12 +56,17 @@ def main() -> int:
     if is_hosted:
         exposure.close_for_visitors()
 
+    import click
     from streamlit.web import cli
 
     _bring_libraries()
     print(said, flush=True)
     sys.argv = ["streamlit", "run", "app.py"]
-    return cli.main()
+    try:
+        cli.main(standalone_mode=False)
+    except click.Abort:  # Ctrl-C
+        print("Stopped.")
+    return 0
 
 
 if __name__ == "__main__":
