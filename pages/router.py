@@ -1,13 +1,16 @@
 """The router: what every page begins and ends with, and the menu."""
 
+from pathlib import Path
+
 import streamlit as st
 
 from pages.shared import gate, keep, look
 
-st.set_page_config(page_title="PersonaScope", page_icon="pages/shared/icon.png", layout="wide")
+ICON = str(Path(__file__).parent / "shared" / "icon.png")
+st.set_page_config(page_title="PersonaScope", page_icon=ICON, layout="wide")
 look.apply()
 gate.enter()
-st.logo("pages/shared/icon.png", size="large")
+st.logo(ICON, size="large")
 page = st.navigation(
     {
         "": [st.Page("home/overview.py", title="Overview", icon=":material/home:", default=True)],

@@ -166,7 +166,8 @@ def _drawn(n: int, seed: int) -> Any:
     """(10,000, n) how often each draw takes each of n values."""
     import numpy as np
 
-    taken = np.random.default_rng(seed).choice(n, size=(10_000, n)) + n * np.arange(10_000)[:, None]
+    taken = np.random.default_rng(seed).choice(n, size=(10_000, n))
+    taken += n * np.arange(10_000)[:, None]
     return np.bincount(taken.ravel(), minlength=10_000 * n).reshape(10_000, n).astype(np.uint8)
 
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,15 +21,15 @@ ARTIFACTS = CHECKOUT / "test-artifacts"
 
 
 @contextmanager
-def served(home: Path, **environment: str) -> Iterator[str]:
-    """The dashboard on a free port, as `make run` starts it; its address."""
+def served(home: Path, *, command: Sequence[str] = ("serve.py",), place: Path = CHECKOUT, **environment: str) -> Iterator[str]:
+    """The dashboard on a free port, as `make run` starts it or by a Python ``command`` run in a ``place``; its address."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     log = home.parent / f"server-{port}.log"
     process = subprocess.Popen(
-        [sys.executable, "serve.py", str(port)],
-        cwd=CHECKOUT,
+        [sys.executable, *command, str(port)],
+        cwd=place,
         env=os.environ | {"PERSONASCOPE_HOME": str(home)} | environment,
         stdout=log.open("w"),
         stderr=subprocess.STDOUT,

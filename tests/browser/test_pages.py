@@ -58,6 +58,15 @@ def test_a_deep_link_is_the_first_visit_of_a_fresh_server(page_name: str, new_pa
         assert page.get_by_role("alert").count() == 0
 
 
+def test_streamlit_alone_serves_it_from_any_folder(new_page, base_model, tmp_path: Path):
+    command = ("-m", "streamlit", "run", str(CHECKOUT / "app.py"), "--server.port")
+    with served(tmp_path / "home", command=command, place=tmp_path) as address:
+        page = new_page(address + PAGES["mix"])
+        settle(page)
+        page.get_by_role("heading", name="Data mix", exact=True).wait_for()
+        assert page.locator("[role=dialog], [data-testid=stException]").count() == 0
+
+
 IN_LIGHT_TOO = ("overview", "compare-replay", "latents", "dose-response", "findings")  # of the other pages in `make test-all`
 
 
