@@ -346,10 +346,15 @@ def _ramps(steps: tuple[float, ...]) -> tuple[np.ndarray, np.ndarray, np.ndarray
 
 def _limit(differences: np.ndarray, seed: int) -> tuple[float, float]:
     """The score that 5 % of sign changes of the units reach anywhere, and the share of them that reach what was found."""
-    signs = np.random.default_rng(seed).choice([-1.0, 1.0], size=(_FLIPS, len(differences)))
-    by_chance = np.sort(_reached(_scores(differences, signs)).max(axis=1))
+    by_chance = np.sort(_reached(_scores(differences, _signs(len(differences), seed))).max(axis=1))
     found = _reached(_scores(differences, np.ones((1, len(differences))))).max()
     return float(by_chance[-int(ALPHA * (1 + _FLIPS))]) + 1e-9, (1 + int((by_chance >= found - 1e-9).sum())) / (1 + _FLIPS)
+
+
+@lru_cache(maxsize=8)
+def _signs(n_units: int, seed: int) -> np.ndarray:
+    """(n_flips, n_units) signs drawn by chance."""
+    return np.random.default_rng(seed).choice([-1.0, 1.0], size=(_FLIPS, n_units))
 
 
 def _onsets(steps: np.ndarray, differences: np.ndarray, weights: np.ndarray, limit: float) -> np.ndarray:
