@@ -9,7 +9,6 @@ import socket
 import sys
 from pathlib import Path
 
-from backend.database import rows
 from backend.errors import BackendError
 from backend.hosting import door, exposure
 
@@ -17,9 +16,8 @@ from backend.hosting import door, exposure
 def _bring_libraries() -> None:
     """What the pages share takes two seconds to import, so it is there before the first visitor is."""
     logging.getLogger("streamlit.runtime.caching.cache_data_api").setLevel(logging.ERROR)  # it warns of functions that are there before the server
-    for name in ("PIL.Image", "pyarrow.dataset", *(f"pages.shared.{path.stem}" for path in Path("pages/shared").glob("[!_]*.py"))):
+    for name in ("duckdb", "pyarrow.parquet", *(f"pages.shared.{path.stem}" for path in Path("pages/shared").glob("[!_]*.py"))):
         importlib.import_module(name)
-    rows("SELECT 1", ())
 
 
 def main() -> int:
@@ -66,6 +64,9 @@ def main() -> int:
         cli.main(standalone_mode=False)
     except click.Abort:  # Ctrl-C
         print("Stopped.")
+    except click.ClickException as fault:  # an option of Streamlit's in the environment that is none
+        fault.show()
+        return fault.exit_code
     return 0
 
 

@@ -12,6 +12,7 @@ from urllib.parse import unquote, urlparse
 import pytest
 from conftest import write_tiny_adapter
 
+from backend.models import sources
 from backend.models.records import Organism
 from backend.models.registry import EMBEDDED_KEY, add_record, load_registry
 from backend.paths import home
@@ -311,6 +312,11 @@ def test_an_architecture_that_needs_code_of_the_repository_is_refused_and_it_is_
     assert (done.returncode, "Traceback" in done.stderr) == (1, False)
     assert "custom" in done.stderr
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("name", ["a/" + "b" * 5000, "a\0/b", "../../a", ""])
+def test_a_name_that_no_repository_can_have_is_not_here(name: str):
+    assert sources.hub_folder(name, "main", what="model") is None
 
 
 def test_only_data_is_downloaded(cli, hub: Hub, tmp_path: Path):

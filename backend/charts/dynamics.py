@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from backend.charts.roles import ROLES, row_names
-from backend.charts.stacked import Spec, layer, number, stacked, under, word
+from backend.charts.stacked import HAS_SPAN, Spec, layer, number, span, stacked, under, word
 
 CLICK = "step_click"
 """Name of the selection; it gives ``step``."""
@@ -29,7 +29,7 @@ VERDICTS = {
 }
 """Colour of what is said of a signal against the behaviour; the words stand beside it."""
 
-_CURSOR, _STEPS = "cursor", "measured steps"
+_CURSOR = "cursor"
 _AXIS = 46  # pixels of an axis' labels and title, so that panels stand under each other
 _GREY = "#808790"
 
@@ -65,22 +65,15 @@ def panels(drawn: Sequence[Panel], readout: pd.DataFrame, *, chosen: int | None)
     fields = {f"said{n}": name for n, name in enumerate(c for c in readout.columns if c != "step")}  # a name with a quote or a dot is no field of Vega's
     tooltip = [number("step", title="Step"), *(word(field, title=name) for field, name in fields.items())]
     last = float(max(p.frame["step"].max() for p in drawn))
-    tables = {_STEPS: readout.rename(columns={name: field for field, name in fields.items()})}
-    found = []
-    for n, p in enumerate(drawn):
-        tables |= (
-            {f"panel {n}": p.frame}
-            | ({f"faint {n}": p.faint} if p.faint is not None else {})
-            | ({f"base {n}": pd.DataFrame({"value": [p.base]})} if p.base is not None else {})
-        )
-        found.append(_panel(p, n, tooltip, last=last, is_lowest=p is drawn[-1]))
+    steps = readout.rename(columns={name: field for field, name in fields.items()})
+    found = [_panel(p, steps, tooltip, last=last, is_lowest=p is drawn[-1]) for p in drawn]
     return stacked(
-        found, [hover, click], tables, resolve={"scale": {"color": "independent", "shape": "independent", "strokeDash": "independent"}},
+        found, [hover, click], resolve={"scale": {"color": "independent", "shape": "independent", "strokeDash": "independent"}},
         autosize={"type": "fit-x", "contains": "padding"},  # Streamlit would let layered panels run out of their column
     )  # fmt: skip
 
 
-def _panel(p: Panel, n: int, tooltip: list[Spec], *, last: float, is_lowest: bool) -> Spec:
+def _panel(p: Panel, steps: pd.DataFrame, tooltip: list[Spec], *, last: float, is_lowest: bool) -> Spec:
     axis = {"title": "Training step" if is_lowest else None, "labels": is_lowest, "ticks": is_lowest, "grid": False, "tickCount": 8}
     x = number("step", scale={"domain": [0, last], "nice": False, "padding": 9}, axis=axis)
     y = number("value", title=p.title, scale={"zero": False}, axis={"tickCount": 4, "minExtent": _AXIS, "titlePadding": 6})
@@ -97,19 +90,19 @@ def _panel(p: Panel, n: int, tooltip: list[Spec], *, last: float, is_lowest: boo
     place = {"x": x, "y": y}
     layers = []
     if p.base is not None:
-        layers.append(layer("rule", {"y": y}, data=f"base {n}", strokeDash=[4, 4], color=ROLES["base"].colour, opacity=0.9))
+        layers.append(layer("rule", {"y": y}, table=pd.DataFrame({"value": [p.base]}), strokeDash=[4, 4], color=ROLES["base"].colour, opacity=0.9))
     if p.faint is not None:
-        layers.append(layer("line", place, data=f"faint {n}", strokeWidth=0.8, opacity=0.35, color=looks[0][0]))
+        layers.append(layer("line", place, table=p.faint, strokeWidth=0.8, opacity=0.35, color=looks[0][0]))
     if "low" in p.frame and p.frame["low"].notna().any():
-        layers.append(layer("rule", {"x": x, "y": number("low"), "y2": {"field": "high"}, "color": colour}, "isValid(datum.low)", strokeWidth=1.4, opacity=0.6))
+        layers.append(layer("rule", span() | {"x": x, "color": colour}, HAS_SPAN, strokeWidth=1.4, opacity=0.6))
     layers += [
         layer("line", place | {"color": colour, "strokeDash": dash}, strokeWidth=1.8, opacity=0.7),
         layer("point", place | {"color": colour, "shape": shape}, filled=True, size=42, opacity=1),
-        layer("rule", {"x": x}, under(_CURSOR), data=_STEPS, color=_GREY, strokeWidth=1, aria=False),
-        layer("rule", {"x": x}, under(CLICK), data=_STEPS, color=LINES[0][0], strokeWidth=2, strokeDash=[6, 3], aria=False),
-        layer("rule", {"x": x, "tooltip": tooltip}, data=_STEPS, strokeWidth=12, opacity=0),
+        layer("rule", {"x": x}, under(_CURSOR), table=steps, color=_GREY, strokeWidth=1, aria=False),
+        layer("rule", {"x": x}, under(CLICK), table=steps, color=LINES[0][0], strokeWidth=2, strokeDash=[6, 3], aria=False),
+        layer("rule", {"x": x, "tooltip": tooltip}, table=steps, strokeWidth=12, opacity=0),
     ]
-    return {"data": {"name": f"panel {n}"}, "layer": layers, "height": p.height}
+    return {"data": p.frame, "layer": layers, "height": p.height}
 
 
 def moves(rows: pd.DataFrame, *, last: float) -> alt.LayerChart:

@@ -7,7 +7,7 @@ import altair as alt
 import pandas as pd
 
 from backend.charts.roles import ROLES, row_names
-from backend.charts.stacked import Spec, layer, number, stacked, under, word
+from backend.charts.stacked import HAS_SPAN, Spec, layer, number, span, stacked, under, word
 
 POINT = "training_point"
 """Name of the selection; it gives ``place``."""
@@ -18,6 +18,7 @@ LOOKS = (
 """Colour, shape and symbol of the series of one picture, in their order."""
 
 _CURSOR = "training_cursor"
+_MEAN, _SINGLE = "datum.run === ''", "datum.run !== ''"
 AXIS_WIDTH = 44
 """Pixels left of each panel, so that panels stand under each other; Streamlit gives the width of its column to the panels without it."""
 
@@ -53,19 +54,14 @@ def panels(points: pd.DataFrame, base: pd.DataFrame, shown: Sequence[Panel], axi
         base: Columns ``measure, value, low, high``: drawn as a line with a band behind the panel.
         series: Names in the order of their looks; four at most.
     """
-    tables: dict[str, pd.DataFrame] = {}
-    drawn = []
-    for n, p in enumerate(shown):
-        own, behind = points[points["measure"] == p.measure], base[base["measure"] == p.measure]
-        tables |= {f"panel {n}": own} | ({f"base {n}": behind} if len(behind) else {})
-        ends = [float(axis.ticks[0]), float(max(axis.ticks[-1], own["at"].max() if len(own) else 0))]
-        drawn.append(_panel(p, n, axis, series, ends=ends, has_base=len(behind) > 0, is_last=p is shown[-1]))
+    drawn = [_panel(points[points["measure"] == p.measure], base[base["measure"] == p.measure], p, axis, series, is_last=p is shown[-1]) for p in shown]
     cursor = {"name": _CURSOR, "select": {"type": "point", "fields": ["at"], "nearest": True, "on": "pointermove", "clear": "pointerout"}}
     picked = {"name": POINT, "select": {"type": "point", "fields": ["place"], "on": "click"}}
-    return stacked(drawn, [cursor, picked], tables)
+    return stacked(drawn, [cursor, picked])
 
 
-def _panel(panel: Panel, n: int, axis: Axis, series: Sequence[str], *, ends: Sequence[float], has_base: bool, is_last: bool) -> Spec:
+def _panel(points: pd.DataFrame, base: pd.DataFrame, panel: Panel, axis: Axis, series: Sequence[str], *, is_last: bool) -> Spec:
+    ends = [float(axis.ticks[0]), float(max(axis.ticks[-1], points["at"].max() if len(points) else 0))]
     scale = {"type": "sqrt" if axis.is_root else "linear", "domain": ends, "nice": False, "padding": 10}
     x = number(
         "at", scale=scale, axis={"title": axis.title if is_last else None, "values": list(axis.ticks), "labels": is_last, "ticks": is_last, "grid": False}
@@ -77,31 +73,25 @@ def _panel(panel: Panel, n: int, axis: Axis, series: Sequence[str], *, ends: Seq
     tooltip = [
         word("series", title="Training"), word("run", title="Run"), number("at", title=axis.title), word("label", title=panel.title), word("n_label", title="n"),
     ]  # fmt: skip
-    place, span, mean, single, told = (
-        {"x": x, "y": y},
-        {"y": number("low"), "y2": {"field": "high"}},
-        "datum.run === ''",
-        "datum.run !== ''",
-        "isValid(datum.low)",
-    )
+    place = {"x": x, "y": y}
     line, mark = place | {"color": colour}, place | {"color": colour, "shape": shape, "tooltip": tooltip}
     blue = ROLES["base"].colour
-    behind = [
-        layer("rect", span, told, data=f"base {n}", opacity=0.13, color=blue, aria=False),
-        layer("rule", {"y": number("value")}, data=f"base {n}", strokeDash=[5, 4], color=blue, strokeWidth=1.4, aria=False),
-    ]  # fmt: skip
     layers = [
-        layer("area", span | {"x": x, "color": colour}, mean, told, opacity=0.16, line=False, aria=False),
-        layer("line", line | {"detail": word("run")}, single, strokeWidth=1, opacity=0.75, aria=False),
-        layer("line", line, mean, strokeWidth=2.4, aria=False),
-        layer("point", mark, single, filled=True, size=30, opacity=0.9, aria=False),
-        layer("point", mark, mean, filled=True, size=80, opacity=1, aria=False),
+        layer("rect", span(), HAS_SPAN, table=base, opacity=0.13, color=blue, aria=False),
+        layer("rule", {"y": number("value")}, table=base, strokeDash=[5, 4], color=blue, strokeWidth=1.4, aria=False),
+    ] if len(base) else []  # fmt: skip
+    layers += [
+        layer("area", span() | {"x": x, "color": colour}, _MEAN, HAS_SPAN, opacity=0.16, line=False, aria=False),
+        layer("line", line | {"detail": word("run")}, _SINGLE, strokeWidth=1, opacity=0.75, aria=False),
+        layer("line", line, _MEAN, strokeWidth=2.4, aria=False),
+        layer("point", mark, _SINGLE, filled=True, size=30, opacity=0.9, aria=False),
+        layer("point", mark, _MEAN, filled=True, size=80, opacity=1, aria=False),
         layer("rule", {"x": x}, under(_CURSOR), color=_GREY, aria=False),
-        layer("text", place | {"text": word("label")}, mean, under(_CURSOR), align="left", dx=7, dy=-9, fontSize=12, aria=False),
+        layer("text", place | {"text": word("label")}, _MEAN, under(_CURSOR), align="left", dx=7, dy=-9, fontSize=12, aria=False),
         layer("point", place | {"tooltip": tooltip}, filled=True, size=260, opacity=0),  # a point is small for a finger; its name is read out once
     ]  # fmt: skip
     title = {"text": panel.title, "anchor": "start", "fontSize": 13, "fontWeight": "normal", "offset": 6}
-    return {"data": {"name": f"panel {n}"}, "layer": [*(behind if has_base else []), *layers], "height": panel.height, "title": title}
+    return {"data": points, "layer": layers, "height": panel.height, "title": title}
 
 
 def change_map(cells: pd.DataFrame, *, runs: Sequence[str], measures: Sequence[str], row_height: int = 26) -> alt.LayerChart:

@@ -29,6 +29,7 @@ from typing import Literal
 import numpy as np
 
 from backend.errors import InputError
+from backend.evaluation.rates import resamples
 from backend.evaluation.significance import ALPHA
 
 Shape = Literal["step", "ramp", "unclear", "none"]
@@ -152,7 +153,7 @@ def interval(steps: np.ndarray, values: np.ndarray, *, n_draws: int = 500, seed:
         steps: (n_steps,) training steps, rising.
         values: (n_units, n_steps), NaN where missing.
     """
-    _, drawn = _places(*_checked(steps, values), _weights(len(values), n_draws, seed), seed)
+    _, drawn = _places(*_checked(steps, values), resamples(len(values), n_draws, seed), seed)
     found = drawn[np.isfinite(drawn[:, 0])]
     low, high = (_central(found[:, 0])[0], _central(found[:, 1])[1]) if len(found) >= n_draws / 2 else (math.inf, math.inf)
     return Interval(low=finite_or_none(low), high=finite_or_none(high), share_found=len(found) / n_draws)
@@ -169,7 +170,7 @@ def onset(steps: np.ndarray, values: np.ndarray, base_values: np.ndarray, *, n_d
     steps, differences = _checked(steps, values, base_values)
     limit, p = _limit(differences, seed)
     (here,) = _onsets(steps, differences, np.ones((1, len(differences))), limit)
-    drawn = _onsets(steps, differences, _weights(len(differences), n_draws, seed), limit * _DRAWN)
+    drawn = _onsets(steps, differences, resamples(len(differences), n_draws, seed), limit * _DRAWN)
     low, high = _central(drawn)
     sizes, counts = np.sqrt(np.nansum(differences**2, axis=0)), np.isfinite(differences).sum(axis=0)
     margins = tuple(limit * float(size) / int(n) if n else None for size, n in zip(sizes, counts, strict=True))
@@ -195,7 +196,7 @@ def lead(
         raise InputError(f"Paired signals need the same units; these have {len(first)} and {len(second)}. Keep the units that both have.")
     changes, onsets = [], []
     for number, values in enumerate((first, second)):
-        weights = _weights(len(values), n_draws, seed if is_paired else seed + number)
+        weights = resamples(len(values), n_draws, seed if is_paired else seed + number)
         found, drawn = _places(*_checked(steps, values), weights, seed)
         changes.append(np.array([math.inf if found is None or found.step is None else found.step, *drawn.mean(axis=1)]))
         if bases is not None:
@@ -239,12 +240,6 @@ def _checked(steps: np.ndarray, values: np.ndarray, base_values: np.ndarray | No
 
 def _is_measured(values: np.ndarray) -> np.ndarray:
     return np.isfinite(values).any(axis=0)
-
-
-@lru_cache(maxsize=8)
-def _weights(n_units: int, n_draws: int, seed: int) -> np.ndarray:
-    """(n_draws, n_units) how often each draw takes each unit."""
-    return np.random.default_rng(seed).multinomial(n_units, np.full(n_units, 1 / n_units), size=n_draws).astype(float)
 
 
 def mean_of_units(values: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:

@@ -163,7 +163,7 @@ def bootstrap_means(series: Sequence[Sequence[float]], *, seed: int = 0) -> list
 
 @lru_cache(maxsize=8)
 def _drawn(n: int, seed: int) -> Any:
-    """(10,000, n) how often each draw takes each of n values."""
+    """(10,000, n) how often each draw takes each of n values; other draws than those of ``resamples``, because all kept intervals of means have these."""
     import numpy as np
 
     taken = np.random.default_rng(seed).choice(n, size=(10_000, n))
@@ -202,15 +202,15 @@ def paired_difference(by_prompt: Sequence[tuple[int, int, int, int]], *, draws: 
     counts = np.array([row for row in by_prompt if row[1] and row[3]], dtype=float).reshape(-1, 4)
     if len(counts) < 2:
         return None
-    picked = _taken(len(counts), draws, seed) @ counts
+    picked = resamples(len(counts), draws, seed) @ counts
     value = counts[:, 0].sum() / counts[:, 1].sum() - counts[:, 2].sum() / counts[:, 3].sum()
     low, high = np.percentile(picked[:, 0] / picked[:, 1] - picked[:, 2] / picked[:, 3], [2.5, 97.5])
     return Difference(float(value), float(low), float(high), f"bootstrap over {len(counts)} prompts")
 
 
-@lru_cache(maxsize=4)  # variants are compared on the same prompts
-def _taken(n: int, draws: int, seed: int) -> Any:
-    """(draws, n) how often each draw takes each of n prompts."""
+@lru_cache(maxsize=8)
+def resamples(n: int, draws: int, seed: int) -> Any:
+    """(draws, n) how often each draw takes each of n units, as floats: an array that nobody may change."""
     import numpy as np
 
-    return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=draws)
+    return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=draws).astype(float)

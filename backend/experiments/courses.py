@@ -124,7 +124,8 @@ def means(result: Result, places: Mapping[float, Sequence[Place]], measure: str)
     for units, values in by_units.items():
         if len(units) < 2:
             continue
-        intervals = rates.bootstrap_means([own - _mean_of([base], units) for own in values.values()])
+        at_base = _mean_of([base], units)
+        intervals = rates.bootstrap_means([own - at_base for own in values.values()])
         for (at, own), (away, low, high) in zip(values.items(), intervals, strict=True):
             value = float(own.mean())
             found.append(Mean(at=at, value=value, low=value + low - away, high=value + high - away, n=len(units)))

@@ -13,7 +13,7 @@ from functools import lru_cache
 import numpy as np
 
 from backend.evaluation.changepoint import Verdict, finite_or_none, mean_of_units, onset
-from backend.evaluation.rates import bootstrap_mean
+from backend.evaluation.rates import bootstrap_mean, resamples
 from backend.experiments.courses import Change, Course
 
 _DRAWS = 2000
@@ -139,7 +139,7 @@ def _weights(units: tuple[str, ...]) -> np.ndarray:
     """(1 + n_draws, n_units) how often each draw takes each unit, each once first."""
     n = len(units)
     seed = zlib.crc32("\n".join(units).encode())
-    return np.vstack([np.ones(n), np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=_DRAWS)])
+    return np.vstack([np.ones(n), resamples(n, _DRAWS, seed)])
 
 
 def _away(one: Course) -> np.ndarray:

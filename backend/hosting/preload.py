@@ -1,30 +1,26 @@
-"""Which code a browser is told to fetch with a page: Streamlit's own page asks for an element's code only when the first such element has come, half a second later."""
+"""Which code a browser is told to fetch with a page: Streamlit's own page asks for that of pictures only when the first one has come, half a second later."""
 
 import re
-from collections.abc import Awaitable, Callable, MutableMapping
 from pathlib import Path
-from typing import Any
 
-Message = MutableMapping[str, Any]
-Send = Callable[[Message], Awaitable[None]]
-Receive = Callable[[], Awaitable[Message]]
-App = Callable[[Message, Receive, Send], Awaitable[None]]
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-ELEMENTS = ("ArrowVegaLiteChart",)
-"""Chunks of Streamlit's browser code that nearly every page needs for what it shows first, by their names without the hash."""
+_PICTURES = "ArrowVegaLiteChart"
+"""The chunk of Streamlit's browser code that draws them, by its name without the hash."""
 
 _IMPORTED = re.compile(r"""(?:from|import)\s*["']\./([\w.-]+\.js)["']""")
 
 
 def chunks(static: Path) -> list[str]:
-    """Addresses, relative to a page's, of the code of ``ELEMENTS`` and all that it imports, less what ``index.html`` names itself; none where Streamlit's build is another.
+    """Addresses, relative to a page's, of the code of pictures and all that it imports, less what ``index.html`` names itself; none where Streamlit's build is another.
 
     Args:
         static: Streamlit's folder of browser code.
     """
     folder = static / "static" / "js"
     named = (static / "index.html").read_text("utf-8")
-    waiting = [path.name for element in ELEMENTS for path in sorted(folder.glob(f"{element}.*.js"))]
+    waiting = [path.name for path in folder.glob(f"{_PICTURES}.*.js")]
     found: dict[str, None] = {}
     while waiting:
         name = waiting.pop(0)
@@ -37,14 +33,16 @@ def chunks(static: Path) -> list[str]:
 class Preload:
     """ASGI middleware: pages carry a ``Link`` header that names ``chunks``; all other answers go through as they are."""
 
-    def __init__(self, app: App, static: Path) -> None:
+    def __init__(self, app: ASGIApp, static: Path) -> None:
         self._app = app
-        self._header = (b"link", ", ".join(f"<{address}>; rel=modulepreload" for address in chunks(static)).encode())
+        self._header = ", ".join(f"<{address}>; rel=modulepreload" for address in chunks(static))
 
-    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def tell(message: Message) -> None:
-            if message["type"] == "http.response.start" and any(k == b"content-type" and v.startswith(b"text/html") for k, v in message["headers"]):
-                message["headers"] = [*message["headers"], self._header]
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                if headers.get("content-type", "").startswith("text/html"):
+                    headers.append("link", self._header)
             await send(message)
 
-        await self._app(scope, receive, tell if scope["type"] == "http" and self._header[1] else send)
+        await self._app(scope, receive, tell if scope["type"] == "http" and self._header else send)

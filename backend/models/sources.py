@@ -138,7 +138,9 @@ def fetch_adapter(organism: Organism, say: Callable[[str], None]) -> Path:
 
 def hub_folder(hub_id: str, revision: str, *, what: str) -> Path | None:
     """The folder of a whole snapshot in the Hub's cache, or None."""
-    if not hub_cache(hub_id).exists():  # most are not there, and what follows takes a third of a second to import
+    if not os.path.exists(
+        hub_cache(hub_id)
+    ):  # most are not there, and what follows takes a third of a second to import; a name that no file can have is not there
         return None
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
@@ -155,7 +157,7 @@ def hub_folder(hub_id: str, revision: str, *, what: str) -> Path | None:
 
 
 def hub_cache(hub_id: str) -> Path:
-    """Where the Hub's cache keeps a repository of a model."""
+    """Where the Hub's cache keeps a repository of a model: as ``repo_folder_name`` of huggingface-hub says, which takes as long to import."""
     from huggingface_hub import constants
 
     return Path(constants.HF_HUB_CACHE) / f"models--{hub_id.replace('/', '--')}"

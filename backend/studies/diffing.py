@@ -15,6 +15,7 @@ import numpy as np
 
 from backend.activations import reading
 from backend.errors import InputError
+from backend.evaluation.rates import resamples
 from backend.generation.records import Rollout, Sampling
 from backend.generation.service import ModelService
 from backend.models.registry import Registry
@@ -183,8 +184,7 @@ def bootstrap(changes: np.ndarray, *, seed: int = 0, at_once: int = 4096) -> tup
     Returns:
         Low, high, standard error, each (n_latents,).
     """
-    n = len(changes)
-    counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=DRAWS) / n
+    counts = resamples(len(changes), DRAWS, seed) / len(changes)
     found = []
     for start in range(0, changes.shape[1], at_once):
         means = counts @ changes[:, start : start + at_once]

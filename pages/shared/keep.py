@@ -85,7 +85,7 @@ def _drawn(name: str, _make: Callable[..., Picture], given: tuple[Any, ...], nam
 
 
 def drawn(make: Callable[..., Picture], *given: Any, **named: Any) -> Drawn:
-    """What a function of ``backend.charts`` draws from these arguments, made once: Altair takes up to a second."""
+    """What a function of ``backend.charts`` draws from these arguments, made once."""
     return _drawn(f"{make.__module__}.{make.__qualname__}", make, given, named)
 
 
