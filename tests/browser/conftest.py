@@ -120,6 +120,7 @@ def choose(page, field, name: str) -> None:
         try:
             option.click(timeout=5_000)
         except StillClosed:
+            field.press("Escape")  # what is only typed goes, what was taken stays
             continue
         return
     raise AssertionError(f"the list does not stay open for {name}")
